@@ -1,0 +1,5 @@
+//! The disk engine.
+
+mod backend;
+
+pub use backend::{Backend, BlockStatus, ZeroMode};

@@ -1,0 +1,5 @@
+//! The VHD format.
+
+mod storage;
+
+pub use storage::Storage;

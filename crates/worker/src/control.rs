@@ -1,0 +1,328 @@
+//! The control socket of a worker: one JSON object per line in both directions.
+//!
+//! The daemon sends [`RequestFrame`]s and gets one [`ReplyFrame`] for each, matched by `id`; [`EventFrame`]s come in
+//! between once [`Request::Subscribe`] was sent. The worker accepts any number of connections. A newer daemon must be
+//! able to talk to an older worker: fields are only added, with defaults, and unknown fields are ignored.
+
+use backstay_model::{CheckpointId, DriveSlot, MemoryMethod, VmSpec, VmState};
+use serde::{Deserialize, Serialize};
+use std::path::PathBuf;
+
+/// Version of this protocol, told in [`Reply::Hello`].
+pub const PROTOCOL_VERSION: u32 = 1;
+
+/// One request with the number its reply will carry.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct RequestFrame {
+    /// Chosen by the sender.
+    pub id: u64,
+    /// What to do.
+    pub request: Request,
+}
+
+/// What a worker can be asked.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", tag = "do")]
+pub enum Request {
+    /// Who are you?
+    Hello,
+    /// State of the machine, its processes and disks.
+    Status,
+    /// Send [`EventFrame`]s from sequence number `after` + 1 on, then live ones.
+    Subscribe {
+        /// Last sequence number the caller has.
+        after: u64,
+    },
+    /// Stop the processors.
+    Pause,
+    /// Continue.
+    Resume,
+    /// Reset button.
+    Reset,
+    /// ACPI power button.
+    Shutdown,
+    /// End QEMU, close the disks, end the worker.
+    TurnOff,
+    /// Write a PNG of the screen.
+    Screenshot {
+        /// Absolute path.
+        path: PathBuf,
+    },
+    /// Take a checkpoint. The reply comes when the machine runs on (or could not be checkpointed); memory may still be
+    /// on its way to disk, and [`WorkerEvent::CheckpointFinished`] tells the end.
+    Checkpoint(CheckpointRequest),
+    /// What became of a checkpoint: for a daemon that was restarted in between.
+    CheckpointStatus {
+        /// Which.
+        checkpoint: CheckpointId,
+    },
+    /// Cancel a checkpoint that is still writing memory.
+    CancelCheckpoint {
+        /// Which.
+        checkpoint: CheckpointId,
+    },
+    /// Chain and statistics of the disks this worker holds.
+    Disks,
+}
+
+/// Everything decided beforehand: the worker only acts.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct CheckpointRequest {
+    /// The new checkpoint.
+    pub checkpoint: CheckpointId,
+    /// For each disk, the new top file. Created (durably, as an empty differencing disk of the current top) by the worker before the machine is stopped.
+    pub disks: Vec<LayerSwitch>,
+    /// Where the memory stream goes.
+    pub memory_file: PathBuf,
+    /// Where the descriptor (what it takes to load the stream) goes; written last.
+    pub descriptor_file: PathBuf,
+}
+
+/// One disk's step onto a new file.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct LayerSwitch {
+    /// Which disk.
+    pub slot: DriveSlot,
+    /// The file that is the top now and becomes read-only.
+    pub from: PathBuf,
+    /// The new top, which the worker finds already created and empty.
+    pub to: PathBuf,
+}
+
+/// The answer to a [`RequestFrame`].
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ReplyFrame {
+    /// The request's number.
+    pub id: u64,
+    /// What came of it.
+    pub result: Result<Reply, WorkerError>,
+}
+
+/// A refused or failed request.
+#[derive(Clone, Debug, Serialize, Deserialize, thiserror::Error)]
+#[error("{message}")]
+pub struct WorkerError {
+    /// For programs.
+    pub code: WorkerErrorCode,
+    /// For people: thing, rule, cure; with the chain of causes.
+    pub message: String,
+}
+
+/// Kinds of failure.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum WorkerErrorCode {
+    /// The state does not allow it.
+    Precondition,
+    /// It failed.
+    Failed,
+    /// A newer request than this worker knows.
+    Unknown,
+}
+
+/// Answers.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", tag = "is")]
+pub enum Reply {
+    /// To [`Request::Hello`].
+    Hello {
+        /// [`PROTOCOL_VERSION`] of the worker.
+        protocol: u32,
+        /// Version of the executable.
+        version: String,
+        /// The worker's process.
+        pid: u32,
+    },
+    /// Done.
+    Done,
+    /// To [`Request::Status`].
+    Status(Box<WorkerStatus>),
+    /// To [`Request::Checkpoint`] and [`Request::CheckpointStatus`].
+    Checkpoint(CheckpointOutcome),
+    /// To [`Request::Disks`].
+    Disks {
+        /// One per disk.
+        disks: Vec<DiskStatus>,
+    },
+}
+
+/// What a worker knows of its machine.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct WorkerStatus {
+    /// What the machine does.
+    pub state: VmState,
+    /// Why, where that needs words (for example which disk stalls).
+    #[serde(default)]
+    pub reason: Option<String>,
+    /// The configuration it was started with.
+    pub spec: VmSpec,
+    /// QEMU's process, if there is one.
+    pub qemu_pid: Option<u32>,
+    /// `kvm` or `tcg`.
+    pub accelerator: String,
+    /// Why that accelerator.
+    pub accelerator_reason: String,
+    /// `10.0.2`.
+    pub qemu_version: String,
+    /// Milliseconds since the Unix epoch when QEMU was started.
+    pub started_unix_ms: i64,
+    /// Highest event number so far.
+    pub last_event: u64,
+    /// Sockets a console client connects to.
+    pub console_socket: PathBuf,
+    /// VNC (RFB) socket.
+    pub vnc_socket: PathBuf,
+}
+
+/// One disk of a running machine.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct DiskStatus {
+    /// Where it is attached.
+    pub slot: DriveSlot,
+    /// Bytes the guest sees.
+    pub size: u64,
+    /// Files of the chain, top first.
+    pub chain: Vec<PathBuf>,
+    /// Requests and bytes since the worker started.
+    pub reads: u64,
+    /// Writes.
+    pub writes: u64,
+    /// Bytes read.
+    pub read_bytes: u64,
+    /// Bytes written.
+    pub written_bytes: u64,
+}
+
+/// How far a checkpoint is.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", tag = "stage")]
+pub enum CheckpointOutcome {
+    /// This worker never heard of it.
+    Unknown,
+    /// The machine runs on; memory is being written.
+    Writing {
+        /// How long the guest stood still, in microseconds.
+        pause_us: u64,
+        /// Bytes of memory written so far, before compression.
+        written: u64,
+        /// Estimate of the total.
+        total: u64,
+        /// How memory is captured.
+        method: MemoryMethod,
+        /// Why that way.
+        method_reason: String,
+    },
+    /// Memory, descriptor and disks are durable.
+    Complete {
+        /// How long the guest stood still, in microseconds.
+        pause_us: u64,
+        /// From the request to the end, in microseconds.
+        total_us: u64,
+        /// Bytes of the memory file.
+        memory_bytes: u64,
+        /// How memory was captured.
+        method: MemoryMethod,
+        /// Why that way.
+        method_reason: String,
+    },
+    /// It failed; the machine is as it was.
+    Failed {
+        /// What went wrong.
+        message: String,
+        /// Disks that stay on their new file because the guest had already written to it; the checkpoint's file below has to be merged later.
+        kept_layers: Vec<DriveSlot>,
+    },
+}
+
+/// Something that happened, numbered without gaps and kept in `events.jsonl` of the run folder.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct EventFrame {
+    /// 1, 2, 3 …
+    pub seq: u64,
+    /// Milliseconds since the Unix epoch.
+    pub at_unix_ms: i64,
+    /// What.
+    pub event: WorkerEvent,
+}
+
+/// What can happen to a machine by itself or on request.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", tag = "event")]
+pub enum WorkerEvent {
+    /// The machine's state changed.
+    State {
+        /// Before.
+        from: VmState,
+        /// After.
+        to: VmState,
+        /// Why: `guest-shutdown`, `turned off`, `QEMU was killed by signal 9` …
+        reason: String,
+    },
+    /// QEMU ended without being asked.
+    QemuDied {
+        /// Exit status or signal.
+        reason: String,
+        /// Last lines of its log.
+        log: Vec<String>,
+        /// What the recovery action does now.
+        action: String,
+    },
+    /// This worker took over a QEMU that a former worker had started.
+    Adopted {
+        /// QEMU's process.
+        qemu_pid: u32,
+        /// How long the disks were not served, in milliseconds, if known.
+        gap_ms: Option<u64>,
+    },
+    /// A disk request failed and the guest was stopped before it could see it.
+    StorageStalled {
+        /// Which disk.
+        slot: DriveSlot,
+        /// QEMU's reason.
+        reason: String,
+    },
+    /// The guest runs again after [`WorkerEvent::StorageStalled`].
+    StorageRecovered,
+    /// A checkpoint ended.
+    CheckpointFinished {
+        /// Which.
+        checkpoint: CheckpointId,
+        /// How.
+        outcome: CheckpointOutcome,
+    },
+    /// A warning worth keeping.
+    Warning {
+        /// Text.
+        message: String,
+    },
+}
+
+/// Everything a worker needs to start or adopt one machine: `launch.json` in the run folder, written by the daemon
+/// before it starts the worker and read again by every worker that takes over.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct LaunchRecord {
+    /// 1.
+    pub version: u32,
+    /// The machine.
+    pub spec: VmSpec,
+    /// Continue from this state instead of booting.
+    #[serde(default)]
+    pub restore: Option<RestoreFrom>,
+    /// Start with the processors stopped.
+    #[serde(default)]
+    pub start_paused: bool,
+    /// QEMU's executable; searched in PATH when it has no slash.
+    pub qemu: PathBuf,
+    /// Numeric user and group QEMU runs as; none: as the worker.
+    #[serde(default)]
+    pub qemu_uid_gid: Option<(u32, u32)>,
+}
+
+/// A saved memory state.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RestoreFrom {
+    /// The stream.
+    pub memory_file: PathBuf,
+    /// Its descriptor.
+    pub descriptor_file: PathBuf,
+}
