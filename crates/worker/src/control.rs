@@ -70,7 +70,9 @@ pub enum Request {
 pub struct CheckpointRequest {
     /// The new checkpoint.
     pub checkpoint: CheckpointId,
-    /// For each disk, the new top file. Created (durably, as an empty differencing disk of the current top) by the worker before the machine is stopped.
+    /// For each disk, the new top file. The worker creates it (durably, as an empty differencing disk of the current
+    /// top) before it stops the machine. The configuration already names both files: whoever finds it after a crash
+    /// takes `to` as the top if it exists (an empty child reads exactly as its parent), else `from`.
     pub disks: Vec<LayerSwitch>,
     /// Where the memory stream goes.
     pub memory_file: PathBuf,
@@ -85,7 +87,7 @@ pub struct LayerSwitch {
     pub slot: DriveSlot,
     /// The file that is the top now and becomes read-only.
     pub from: PathBuf,
-    /// The new top, which the worker finds already created and empty.
+    /// The new top; must not exist yet.
     pub to: PathBuf,
 }
 
