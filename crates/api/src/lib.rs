@@ -1,1 +1,44 @@
-//! placeholder
+//! What goes over the wire: the types of REST v1, its problems, and a typed client.
+//!
+//! Everything lives under `/api/v1`. Field names are the ones `-o json` prints. A call that changes something answers
+//! `202 Accepted` with a [`Task`], or `200 OK` with a [`Plan`] when it was asked with `?dry_run=true`; both are one
+//! [`Outcome`] to callers of the [`Client`]. Failures are RFC 9457 problems: [`Problem`].
+
+mod checkpoint;
+mod client;
+mod disk;
+mod event;
+mod host;
+mod plan;
+mod problem;
+mod schema;
+mod task;
+mod vm;
+
+pub use checkpoint::{
+    CheckpointApply, CheckpointCreate, CheckpointDiskInfo, CheckpointInfo, CheckpointLine, CheckpointList,
+    CheckpointResult,
+};
+pub use client::{
+    CallOptions, Client, ClientError, ConsoleKind, ConsoleStream, EventFilter, EventStream, Outcome,
+    TaskFilter,
+};
+pub use disk::{DiskFile, DiskHolder, DiskLayer, DiskList, DiskQuery, DiskStats, VmDisk};
+pub use event::{Event, EventList, EventQuery, ObjectKind, ObjectRef};
+pub use host::HostInfo;
+pub use plan::{Plan, PlanStep};
+pub use problem::{Blocker, Problem, ProblemCode};
+pub use task::{Task, TaskList, TaskQuery, TaskState, TaskWaitQuery};
+pub use vm::{
+    DiskType, Drive, DriveKind, DriveRequest, MutateQuery, NewDisk, Nic, NicRequest, RunInfo, Vm, VmBlocked,
+    VmCreate, VmDelete, VmList, VmQuery, VmRegister, VmRename, VmStart, VmUpdate,
+};
+
+/// Where every path of this version starts.
+pub const API_PREFIX: &str = "/api/v1";
+
+/// Protocol name in the `Upgrade` header of a console request.
+pub const CONSOLE_PROTOCOL: &str = "backstay-console";
+
+/// Media type of a [`Problem`].
+pub const PROBLEM_MEDIA_TYPE: &str = "application/problem+json";

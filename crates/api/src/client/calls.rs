@@ -1,0 +1,309 @@
+//! One method per call.
+
+use super::{CallOptions, Client, ClientError, EventFilter, Outcome, TaskFilter};
+use crate::{
+    CheckpointApply, CheckpointCreate, CheckpointList, DiskFile, DiskList, DiskQuery, EventList, HostInfo,
+    Task, TaskList, TaskWaitQuery, Vm, VmCreate, VmDelete, VmList, VmQuery, VmRegister, VmRename, VmStart,
+    VmUpdate,
+};
+use backstay_model::{CheckpointId, TaskId, VmId};
+use reqwest::Method;
+use std::{path::Path, time::Duration};
+
+const NOTHING: Option<&()> = None;
+
+/// Virtual machines.
+impl Client {
+    /// Machines, by name.
+    ///
+    /// # Errors
+    /// As the daemon tells.
+    pub async fn vms(&self, query: &VmQuery) -> Result<VmList, ClientError> {
+        self.call(Method::GET, &["vms"]).query(query).get().await
+    }
+
+    /// One machine.
+    ///
+    /// # Errors
+    /// `not-found`.
+    pub async fn vm(&self, vm: VmId) -> Result<Vm, ClientError> {
+        self.call(Method::GET, &["vms", &vm.to_string()]).get().await
+    }
+
+    /// Makes a machine.
+    ///
+    /// # Errors
+    /// `invalid`, `exists`, `in-use`, `damaged`, `no-space`.
+    pub async fn create_vm(&self, body: &VmCreate, options: &CallOptions) -> Result<Outcome, ClientError> {
+        self.call(Method::POST, &["vms"]).change(Some(body), options).await
+    }
+
+    /// Brings back the machines of a folder.
+    ///
+    /// # Errors
+    /// `not-found`, `exists`, `invalid`.
+    pub async fn register_vm(
+        &self,
+        body: &VmRegister,
+        options: &CallOptions,
+    ) -> Result<Outcome, ClientError> {
+        self.call(Method::POST, &["vms", "register"]).change(Some(body), options).await
+    }
+
+    /// Changes settings.
+    ///
+    /// # Errors
+    /// `invalid`, `precondition`, `stale`, `busy`.
+    pub async fn update_vm(
+        &self,
+        vm: VmId,
+        body: &VmUpdate,
+        options: &CallOptions,
+    ) -> Result<Outcome, ClientError> {
+        self.call(Method::PATCH, &["vms", &vm.to_string()]).change(Some(body), options).await
+    }
+
+    /// Removes a machine; `query.dry_run` counts, not `options.dry_run`.
+    ///
+    /// # Errors
+    /// `precondition` while it is on, `busy`.
+    pub async fn delete_vm(
+        &self,
+        vm: VmId,
+        query: &VmDelete,
+        options: &CallOptions,
+    ) -> Result<Outcome, ClientError> {
+        let options = CallOptions { dry_run: false, ..options.clone() };
+        self.call(Method::DELETE, &["vms", &vm.to_string()]).query(query).change(NOTHING, &options).await
+    }
+
+    /// Changes the display name.
+    ///
+    /// # Errors
+    /// `invalid`, `exists`, `busy`.
+    pub async fn rename_vm(
+        &self,
+        vm: VmId,
+        body: &VmRename,
+        options: &CallOptions,
+    ) -> Result<Outcome, ClientError> {
+        self.call(Method::POST, &["vms", &vm.to_string(), "rename"]).change(Some(body), options).await
+    }
+
+    /// Powers on.
+    ///
+    /// # Errors
+    /// `precondition`, `damaged`, `in-use`, `busy`.
+    pub async fn start_vm(
+        &self,
+        vm: VmId,
+        body: &VmStart,
+        options: &CallOptions,
+    ) -> Result<Outcome, ClientError> {
+        self.call(Method::POST, &["vms", &vm.to_string(), "start"]).change(Some(body), options).await
+    }
+
+    async fn verb(&self, vm: VmId, verb: &str, options: &CallOptions) -> Result<Outcome, ClientError> {
+        self.call(Method::POST, &["vms", &vm.to_string(), verb]).change(NOTHING, options).await
+    }
+
+    /// Asks the guest to shut down.
+    ///
+    /// # Errors
+    /// `precondition`, `busy`.
+    pub async fn shutdown_vm(&self, vm: VmId, options: &CallOptions) -> Result<Outcome, ClientError> {
+        self.verb(vm, "shutdown", options).await
+    }
+
+    /// Pulls the plug.
+    ///
+    /// # Errors
+    /// `busy`.
+    pub async fn turn_off_vm(&self, vm: VmId, options: &CallOptions) -> Result<Outcome, ClientError> {
+        self.verb(vm, "turn-off", options).await
+    }
+
+    /// Stops the processors.
+    ///
+    /// # Errors
+    /// `precondition`, `busy`.
+    pub async fn pause_vm(&self, vm: VmId, options: &CallOptions) -> Result<Outcome, ClientError> {
+        self.verb(vm, "pause", options).await
+    }
+
+    /// Continues after a pause.
+    ///
+    /// # Errors
+    /// `precondition`, `busy`.
+    pub async fn resume_vm(&self, vm: VmId, options: &CallOptions) -> Result<Outcome, ClientError> {
+        self.verb(vm, "resume", options).await
+    }
+
+    /// Presses the reset button.
+    ///
+    /// # Errors
+    /// `precondition`, `busy`.
+    pub async fn reset_vm(&self, vm: VmId, options: &CallOptions) -> Result<Outcome, ClientError> {
+        self.verb(vm, "reset", options).await
+    }
+
+    /// A picture of the screen, PNG.
+    ///
+    /// # Errors
+    /// `precondition` while it is off.
+    pub async fn screenshot(&self, vm: VmId) -> Result<Vec<u8>, ClientError> {
+        let call = self.call(Method::GET, &["vms", &vm.to_string(), "screenshot"]);
+        let response = call.raw(|builder| builder).await?;
+        response.bytes().await.map(|bytes| bytes.to_vec()).map_err(|source| call.failed(source))
+    }
+}
+
+/// Checkpoints and disks.
+impl Client {
+    /// A machine's checkpoints and their tree.
+    ///
+    /// # Errors
+    /// `not-found`.
+    pub async fn checkpoints(&self, vm: VmId) -> Result<CheckpointList, ClientError> {
+        self.call(Method::GET, &["vms", &vm.to_string(), "checkpoints"]).get().await
+    }
+
+    /// Takes a checkpoint.
+    ///
+    /// # Errors
+    /// `precondition`, `busy`, `no-space`.
+    pub async fn create_checkpoint(
+        &self,
+        vm: VmId,
+        body: &CheckpointCreate,
+        options: &CallOptions,
+    ) -> Result<Outcome, ClientError> {
+        self.call(Method::POST, &["vms", &vm.to_string(), "checkpoints"]).change(Some(body), options).await
+    }
+
+    /// Goes to a checkpoint.
+    ///
+    /// # Errors
+    /// `not-found`, `precondition`, `damaged`, `not-restorable`, `busy`.
+    pub async fn apply_checkpoint(
+        &self,
+        vm: VmId,
+        checkpoint: CheckpointId,
+        body: &CheckpointApply,
+        options: &CallOptions,
+    ) -> Result<Outcome, ClientError> {
+        let (vm, checkpoint) = (vm.to_string(), checkpoint.to_string());
+        self.call(Method::POST, &["vms", &vm, "checkpoints", &checkpoint, "apply"])
+            .change(Some(body), options)
+            .await
+    }
+
+    /// Goes back to the latest checkpoint.
+    ///
+    /// # Errors
+    /// As [`Client::apply_checkpoint`]; `precondition` when there is none.
+    pub async fn revert_vm(
+        &self,
+        vm: VmId,
+        body: &CheckpointApply,
+        options: &CallOptions,
+    ) -> Result<Outcome, ClientError> {
+        self.call(Method::POST, &["vms", &vm.to_string(), "revert"]).change(Some(body), options).await
+    }
+
+    /// A machine's disks with their chains.
+    ///
+    /// # Errors
+    /// `not-found`.
+    pub async fn vm_disks(&self, vm: VmId) -> Result<DiskList, ClientError> {
+        self.call(Method::GET, &["vms", &vm.to_string(), "disks"]).get().await
+    }
+
+    /// Who uses a disk file, and its chain. `path` is absolute.
+    ///
+    /// # Errors
+    /// `not-found`, `invalid`.
+    pub async fn disk_file(&self, path: &Path) -> Result<DiskFile, ClientError> {
+        self.call(Method::GET, &["disks"]).query(&DiskQuery { path: path.into() }).get().await
+    }
+}
+
+/// Tasks, events and the host.
+impl Client {
+    /// Tasks, newest first.
+    ///
+    /// # Errors
+    /// As the daemon tells.
+    pub async fn tasks(&self, filter: &TaskFilter) -> Result<TaskList, ClientError> {
+        self.call(Method::GET, &["tasks"]).query(filter).get().await
+    }
+
+    /// One task.
+    ///
+    /// # Errors
+    /// `not-found`.
+    pub async fn task(&self, task: TaskId) -> Result<Task, ClientError> {
+        self.call(Method::GET, &["tasks", &task.to_string()]).get().await
+    }
+
+    /// Asks a task to stop. The task's state tells when it did.
+    ///
+    /// # Errors
+    /// `precondition` when it cannot be cancelled any more.
+    pub async fn cancel_task(&self, task: TaskId) -> Result<Task, ClientError> {
+        self.call(Method::POST, &["tasks", &task.to_string(), "cancel"]).get().await
+    }
+
+    /// Waits for a task's next change after `revision`, at most about 20 seconds.
+    ///
+    /// # Errors
+    /// `not-found`.
+    pub async fn task_change(&self, task: TaskId, revision: u64) -> Result<Task, ClientError> {
+        let query = TaskWaitQuery { after: revision, timeout_s: Some(20) };
+        self.call(Method::GET, &["tasks", &task.to_string(), "wait"]).query(&query).get().await
+    }
+
+    /// Waits until `task` has ended and tells `on_change` of every change on the way. A daemon that is restarted in
+    /// between is waited for, up to 30 seconds.
+    ///
+    /// # Errors
+    /// The daemon stays away. A failed task is no error here: look at its state.
+    pub async fn wait_task(&self, task: Task, mut on_change: impl FnMut(&Task)) -> Result<Task, ClientError> {
+        let mut task = task;
+        let mut absent = 0;
+        on_change(&task);
+        while !task.state.is_final() {
+            match self.task_change(task.id, task.revision).await {
+                Ok(now) => {
+                    absent = 0;
+                    if now.revision != task.revision || now.state != task.state {
+                        on_change(&now);
+                    }
+                    task = now;
+                }
+                Err(ClientError::NotRunning { .. } | ClientError::Transport { .. }) if absent < 120 => {
+                    absent += 1;
+                    tokio::time::sleep(Duration::from_millis(250)).await;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(task)
+    }
+
+    /// Events, oldest first.
+    ///
+    /// # Errors
+    /// As the daemon tells.
+    pub async fn events(&self, filter: &EventFilter) -> Result<EventList, ClientError> {
+        self.call(Method::GET, &["events"]).query(filter).get().await
+    }
+
+    /// What this host is and can do.
+    ///
+    /// # Errors
+    /// As the daemon tells.
+    pub async fn host(&self) -> Result<HostInfo, ClientError> {
+        self.call(Method::GET, &["host"]).get().await
+    }
+}

@@ -1,0 +1,103 @@
+//! Disk files as the daemon sees them.
+
+use crate::schema;
+use backstay_model::{DriveSlot, VmId};
+use serde::{Deserialize, Serialize};
+use std::path::PathBuf;
+use utoipa::{IntoParams, ToSchema};
+
+/// One virtual hard disk of a machine.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct VmDisk {
+    /// Where it is attached.
+    #[schema(value_type = schema::DriveSlot)]
+    pub slot: DriveSlot,
+    /// Top file of its chain.
+    #[schema(value_type = String)]
+    pub path: PathBuf,
+    /// Bytes the guest sees; none when the chain cannot be opened.
+    pub size: Option<u64>,
+    /// Files of the chain, top first.
+    #[schema(value_type = Vec<String>)]
+    pub chain: Vec<PathBuf>,
+    /// Requests since the worker started; none while the machine is off.
+    #[serde(default)]
+    pub stats: Option<DiskStats>,
+    /// Why the chain cannot be opened.
+    #[serde(default)]
+    pub error: Option<String>,
+}
+
+/// Requests and bytes since the worker started.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct DiskStats {
+    /// Read requests.
+    pub reads: u64,
+    /// Write requests.
+    pub writes: u64,
+    /// Bytes read.
+    pub read_bytes: u64,
+    /// Bytes written.
+    pub written_bytes: u64,
+}
+
+/// Disks of a machine, in slot order.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct DiskList {
+    /// The disks.
+    pub items: Vec<VmDisk>,
+}
+
+/// Which file.
+#[derive(Clone, Debug, Serialize, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+pub struct DiskQuery {
+    /// Absolute path.
+    #[param(value_type = String)]
+    pub path: PathBuf,
+}
+
+/// A disk file: who holds it, and its chain.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct DiskFile {
+    /// The file.
+    #[schema(value_type = String)]
+    pub path: PathBuf,
+    /// Machines whose configuration or checkpoints refer to it (as a top or as a part of a chain).
+    pub used_by: Vec<DiskHolder>,
+    /// Bytes the guest sees.
+    pub size: Option<u64>,
+    /// Files of the chain, top first.
+    pub chain: Vec<DiskLayer>,
+    /// Why the chain cannot be opened.
+    #[serde(default)]
+    pub error: Option<String>,
+}
+
+/// One file of a chain.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct DiskLayer {
+    /// The file.
+    #[schema(value_type = String)]
+    pub path: PathBuf,
+    /// `fixed`, `dynamic` or `differencing`.
+    pub kind: String,
+    /// Bytes the guest sees.
+    pub virtual_size: u64,
+    /// Length of the file in bytes.
+    pub file_size: u64,
+}
+
+/// A machine that refers to a file.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct DiskHolder {
+    /// The machine.
+    #[schema(value_type = Uuid)]
+    pub vm: VmId,
+    /// Its name.
+    pub name: String,
+    /// Where the file is used: `ide:0:0`, or the checkpoint's name.
+    pub place: String,
+    /// Whether the file is open now.
+    pub open: bool,
+}

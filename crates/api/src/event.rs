@@ -1,0 +1,92 @@
+//! Events: what happened, who did it, why, and what it was before and after.
+
+use crate::schema;
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use utoipa::{IntoParams, ToSchema};
+use uuid::Uuid;
+
+/// What an event or a task is about.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ObjectRef {
+    /// What kind of thing.
+    pub kind: ObjectKind,
+    /// Its id, where it has one.
+    #[serde(default)]
+    pub id: Option<Uuid>,
+    /// Its name at that time.
+    pub name: String,
+}
+
+/// Kinds of things.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum ObjectKind {
+    /// A virtual machine.
+    Vm,
+    /// The host and its daemon.
+    Host,
+}
+
+impl ObjectKind {
+    /// The word on the wire.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Vm => "vm",
+            Self::Host => "host",
+        }
+    }
+}
+
+/// One event.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct Event {
+    /// Its number; numbers only grow.
+    pub seq: u64,
+    /// When it happened.
+    #[schema(value_type = schema::Timestamp)]
+    pub at: Timestamp,
+    /// What it is about.
+    pub object: ObjectRef,
+    /// What happened: `vm.state`, `vm.created`, `checkpoint.created`, `worker.respawned` …
+    pub kind: String,
+    /// Who did it: a user name, `guest`, or `backstay`.
+    pub who: String,
+    /// Why, for people.
+    pub reason: String,
+    /// What it was.
+    #[serde(default)]
+    pub before: Option<String>,
+    /// What it is now.
+    #[serde(default)]
+    pub after: Option<String>,
+}
+
+/// Events, oldest first.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct EventList {
+    /// The events.
+    pub items: Vec<Event>,
+    /// Pass as `after` to go on from here.
+    pub next: u64,
+}
+
+/// Which events.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+pub struct EventQuery {
+    /// Only those of this machine (name or GUID).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vm: Option<String>,
+    /// Only those at or after this time (RFC 3339).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[param(value_type = Option<String>)]
+    pub since: Option<Timestamp>,
+    /// Only those numbered above this.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub after: Option<u64>,
+    /// At most so many, 1–10000; without `after` and `since` the newest are listed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limit: Option<u32>,
+}
