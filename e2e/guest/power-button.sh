@@ -1,0 +1,4 @@
+#!/bin/busybox sh
+umount /data
+sync
+poweroff -f

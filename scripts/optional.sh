@@ -1,0 +1,20 @@
+#!/usr/bin/env bash
+# Runs bench, fuzz or soak where the tree has them.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+case "$1" in
+bench)
+    [ -f bench/Cargo.toml ] || { echo "bench: there is no bench/ in this tree" >&2; exit 1; }
+    cargo build --release -p backstay-cli
+    exec cargo run --release -p backstay-bench -- "${@:2}" ;;
+fuzz)
+    [ -f fuzz/Cargo.toml ] || { echo "fuzz: there is no fuzz/ in this tree" >&2; exit 1; }
+    cargo +nightly fuzz --version >/dev/null 2>&1 ||
+        { echo "fuzz: needs a nightly toolchain and cargo-fuzz (cargo install --locked cargo-fuzz)" >&2; exit 1; }
+    for target in $(cargo +nightly fuzz list); do
+        cargo +nightly fuzz run "$target" -- -max_total_time="${FUZZ_SECONDS:-60}" -print_final_stats=1
+    done ;;
+soak)
+    SOAK_SECONDS=${SOAK_SECONDS:-600} exec cargo nextest run --workspace --profile soak --run-ignored only ;;
+*) echo "usage: $0 bench|fuzz|soak" >&2; exit 2 ;;
+esac
