@@ -51,6 +51,10 @@ pub enum Request {
     /// Take a checkpoint. The reply comes when the machine runs on (or could not be checkpointed); memory may still be
     /// on its way to disk, and [`WorkerEvent::CheckpointFinished`] tells the end.
     Checkpoint(CheckpointRequest),
+    /// Write memory and end QEMU: a machine that continues later from [`LaunchRecord::restore`]. The reply comes when all
+    /// is durable ([`CheckpointOutcome::Complete`]); the worker then ends with state `saved`. When it fails, the machine
+    /// goes on as before.
+    Save(SaveRequest),
     /// What became of a checkpoint: for a daemon that was restarted in between.
     CheckpointStatus {
         /// Which.
@@ -80,8 +84,19 @@ pub struct CheckpointRequest {
     pub descriptor_file: PathBuf,
 }
 
-/// One disk's step onto a new file.
+/// Where a saved machine's memory goes. Disks stay as they are.
 #[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct SaveRequest {
+    /// An id for [`Request::CheckpointStatus`] and the descriptor.
+    pub id: CheckpointId,
+    /// Where the memory stream goes.
+    pub memory_file: PathBuf,
+    /// Where the descriptor goes; written last.
+    pub descriptor_file: PathBuf,
+}
+
+/// One disk's step onto a new file.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LayerSwitch {
     /// Which disk.
     pub slot: DriveSlot,
@@ -98,6 +113,16 @@ pub struct ReplyFrame {
     pub id: u64,
     /// What came of it.
     pub result: Result<Reply, WorkerError>,
+}
+
+/// A line from the worker.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum ServerFrame {
+    /// An answer; has an `id`.
+    Reply(ReplyFrame),
+    /// An event; has a `seq`.
+    Event(EventFrame),
 }
 
 /// A refused or failed request.
@@ -139,7 +164,7 @@ pub enum Reply {
     Done,
     /// To [`Request::Status`].
     Status(Box<WorkerStatus>),
-    /// To [`Request::Checkpoint`] and [`Request::CheckpointStatus`].
+    /// To [`Request::Checkpoint`], [`Request::Save`] and [`Request::CheckpointStatus`].
     Checkpoint(CheckpointOutcome),
     /// To [`Request::Disks`].
     Disks {
@@ -156,7 +181,7 @@ pub struct WorkerStatus {
     /// Why, where that needs words (for example which disk stalls).
     #[serde(default)]
     pub reason: Option<String>,
-    /// The configuration it was started with.
+    /// The configuration it was started with. Its disks name the tops at that time: [`Request::Disks`] has today's.
     pub spec: VmSpec,
     /// QEMU's process, if there is one.
     pub qemu_pid: Option<u32>,
@@ -227,7 +252,7 @@ pub enum CheckpointOutcome {
         /// Why that way.
         method_reason: String,
     },
-    /// It failed; the machine is as it was.
+    /// It failed; the machine goes on as it was, and no file of the checkpoint is left except those of `kept_layers`.
     Failed {
         /// What went wrong.
         message: String,
@@ -313,6 +338,10 @@ pub struct LaunchRecord {
     /// Start with the processors stopped.
     #[serde(default)]
     pub start_paused: bool,
+    /// Never use background snapshots, even where userfaultfd works: checkpoints of the running machine then take the
+    /// live mapped-ram way.
+    #[serde(default)]
+    pub avoid_background: bool,
     /// QEMU's executable; searched in PATH when it has no slash.
     pub qemu: PathBuf,
     /// Numeric user and group QEMU runs as; none: as the worker.
