@@ -1,5 +1,6 @@
 //! The disk engine.
 
 mod backend;
+pub mod nbd;
 
 pub use backend::{Backend, BlockStatus, ZeroMode};
