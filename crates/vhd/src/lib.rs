@@ -1,5 +1,37 @@
-//! The VHD format.
+//! The VHD format: what lies where in a file, what to write when so that no crash loses an acknowledged flush, and plans
+//! for making, checking, repairing and converting files.
+//!
+//! The crate never opens a path and moves no payload. It reads and writes metadata through [`Storage`] and tells its
+//! caller where data is ([`Image::resolve_read`]) and where it goes ([`Image::begin_write`]). Time and identities are
+//! arguments.
 
+mod alloc;
+mod bitmap;
+pub mod create;
+mod errors;
+mod flush;
+pub mod format;
+mod image;
+mod info;
+mod locate;
+mod open;
+mod overlap;
+pub mod plan;
+mod shadow;
 mod storage;
+#[doc(hidden)]
+pub mod testing;
+mod write;
 
+pub use errors::{MetaError, OpenError};
+pub use format::{
+    footer::{DiskType, VhdTime},
+    geometry::{Chs, SizeRule},
+    locator::LocatorKind,
+};
+pub use image::{Image, ReadExtent, Source};
+pub use info::{ImageInfo, ParentLink, ParentLocator, Warning};
+pub use open::OpenOptions;
+pub use shadow::{Shadow, ShadowSlot};
 pub use storage::Storage;
+pub use write::{WriteExtent, WriteTicket};

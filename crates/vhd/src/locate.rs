@@ -1,0 +1,139 @@
+//! Which footer counts: the one at the end, an old short one, or the copy at the start.
+
+use crate::{
+    Storage,
+    errors::{IoContext, OpenError},
+    format::footer::{DiskType, FOOTER_LEN, Footer, FooterError},
+    info::Warning,
+};
+
+const LEN: u64 = FOOTER_LEN as u64;
+
+/// The footer that counts.
+#[derive(Clone, Debug)]
+pub(crate) struct Found {
+    pub(crate) footer: Footer,
+    pub(crate) place: Place,
+    /// First byte behind the data: the footer at the end, or the end of the file without one.
+    pub(crate) data_end: u64,
+    pub(crate) warnings: Vec<Warning>,
+}
+
+/// Where the footer was found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Place {
+    /// The last 512 bytes.
+    End,
+    /// The last 511 bytes, as before Virtual PC 2004.
+    ShortEnd,
+    /// Only the copy at the start is good.
+    Start,
+}
+
+impl Found {
+    /// Whether a footer of this disk is at the end of the file.
+    pub(crate) fn at_end(&self) -> bool {
+        self.place != Place::Start
+    }
+
+    fn end(footer: Footer, place: Place, len: u64) -> Self {
+        let data_end = if place == Place::ShortEnd { len - (LEN - 1) } else { len - LEN };
+        Self { footer, place, data_end, warnings: Vec::new() }
+    }
+}
+
+/// Finds it. The order is that of other programs: end, short end, start.
+pub(crate) fn footer(storage: &dyn Storage, len: u64) -> Result<Found, OpenError> {
+    if len < LEN - 1 {
+        return Err(OpenError::NotVhd);
+    }
+    let (place, trailing) = read_trailing(storage, len)?;
+    let mut start = [0; FOOTER_LEN];
+    let copy = if len >= LEN {
+        storage.read_at(&mut start, 0).open_context("read the copy of the footer", 0)?;
+        Footer::parse(&start)
+    } else {
+        Err(FooterError::NotAFooter)
+    };
+    let copy_is_sparse = copy.as_ref().is_ok_and(|copy| {
+        matches!(copy.kind(), Some(DiskType::Dynamic | DiskType::Differencing))
+            && copy.data_offset.get() < len
+    });
+    match (trailing, copy) {
+        (Err(FooterError::Poisoned), _) => Err(OpenError::Poisoned),
+        (Ok(footer), copy) if is_fixed(&footer) => {
+            let found = Found::end(footer, place, len);
+            // The start of a fixed disk is the guest's: what looks like a footer there counts only if this footer
+            // cannot be right, as when a dynamic file lost its own and ends in a guest's nested disk.
+            match copy {
+                Ok(copy) if copy_is_sparse && found.footer.current_size.get() != found.data_end => {
+                    Ok(at_start(copy, len, Warning::TrailingFooterForeign { repaired: false }))
+                }
+                _ => Ok(found),
+            }
+        }
+        (_, Err(FooterError::Poisoned)) => Err(OpenError::Poisoned),
+        (Ok(footer), Ok(copy)) => {
+            if footer.unique_id != copy.unique_id && copy_is_sparse {
+                return Ok(at_start(copy, len, Warning::TrailingFooterForeign { repaired: false }));
+            }
+            let mut found = Found::end(footer, place, len);
+            if found.footer != copy {
+                found.warnings.push(Warning::FooterCopyDiffers);
+            }
+            Ok(found)
+        }
+        (Ok(footer), Err(_)) => {
+            let mut found = Found::end(footer, place, len);
+            if found.footer.kind().is_some() {
+                found.warnings.push(Warning::FooterCopyBad);
+            }
+            Ok(found)
+        }
+        (Err(_), Ok(copy)) if copy_is_sparse => {
+            Ok(at_start(copy, len, Warning::TrailingFooterBad { repaired: false }))
+        }
+        (Err(trailing), copy) => Err(refusal(trailing, copy.err(), &start)),
+    }
+}
+
+fn at_start(footer: Footer, len: u64, warning: Warning) -> Found {
+    Found { footer, place: Place::Start, data_end: len, warnings: vec![warning] }
+}
+
+fn is_fixed(footer: &Footer) -> bool {
+    footer.kind() == Some(DiskType::Fixed)
+}
+
+fn read_trailing(storage: &dyn Storage, len: u64) -> Result<(Place, Result<Footer, FooterError>), OpenError> {
+    let mut last = Err(FooterError::NotAFooter);
+    let mut bytes = [0; FOOTER_LEN];
+    if let Some(at) = len.checked_sub(LEN) {
+        storage.read_at(&mut bytes, at).open_context("read the footer", at)?;
+        last = Footer::parse(&bytes);
+    }
+    if !matches!(last, Err(FooterError::NotAFooter)) {
+        return Ok((Place::End, last));
+    }
+    let at = len - (LEN - 1);
+    let mut short = [0; FOOTER_LEN];
+    if let Some(part) = short.get_mut(..FOOTER_LEN - 1) {
+        storage.read_at(part, at).open_context("read the footer", at)?;
+    }
+    match Footer::parse(&short) {
+        Err(FooterError::NotAFooter) => Ok((Place::End, last)),
+        short => Ok((Place::ShortEnd, short)),
+    }
+}
+
+/// The most telling reason why there is no footer.
+fn refusal(trailing: FooterError, copy: Option<FooterError>, start: &[u8; FOOTER_LEN]) -> OpenError {
+    if start.starts_with(b"vhdxfile") {
+        return OpenError::IsVhdx;
+    }
+    match (trailing, copy) {
+        (FooterError::NotAFooter, None | Some(FooterError::NotAFooter)) => OpenError::NotVhd,
+        (FooterError::NotAFooter, Some(copy)) => OpenError::Footer(copy),
+        (trailing, _) => OpenError::Footer(trailing),
+    }
+}

@@ -1,0 +1,6 @@
+//! Everything a user of the crate would notice, in one program so that it links once.
+#![expect(clippy::unwrap_used, reason = "a panic is the report of a test")]
+#![expect(clippy::cast_possible_truncation, reason = "test sizes are small")]
+
+mod common;
+mod model;
