@@ -7,3 +7,5 @@ pub mod argv;
 pub mod paths;
 pub mod process;
 pub mod qmp;
+#[doc(hidden)]
+pub mod testing;
