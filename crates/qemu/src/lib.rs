@@ -3,9 +3,11 @@
 //!
 //! Decisions are pure functions; [`process`] and [`qmp`] are the thin drivers that act.
 
+pub mod accel;
 pub mod argv;
 pub mod paths;
 pub mod process;
 pub mod qmp;
 #[doc(hidden)]
 pub mod testing;
+pub mod version;

@@ -94,7 +94,7 @@ pub struct Firmware {
 /// What is known only when the machine is started.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LaunchFacts {
-    /// Decided by the accelerator choice.
+    /// Decided by [`crate::accel::choose`].
     pub accel: Accel,
     /// Boot, or wait for a state.
     pub begin: Begin,
