@@ -85,7 +85,7 @@ pub struct ParentSpec {
     pub name: String,
     /// Absolute path (`W2ku`), if it should be kept.
     pub absolute: Option<String>,
-    /// Path from the folder of the child, with `/` or `\` (`W2ru`), if it should be kept.
+    /// Path from the folder of the child (`W2ru`), if it should be kept; see [`relative_text`].
     pub relative: Option<String>,
 }
 
@@ -101,6 +101,9 @@ pub enum CreateError {
     /// Not usable.
     #[error("the block size {0} is not a power of two between 512 KiB and 64 MiB")]
     BlockSize(u32),
+    /// A conversion writes a whole disk.
+    #[error("a differencing disk cannot be the target of a conversion: create it and write to it")]
+    DifferencingTarget,
     /// Does not fit.
     #[error("the parent's path is too long to be stored ({0} bytes in UTF-16, at most 65536)")]
     PathTooLong(usize),
@@ -245,11 +248,18 @@ fn entry(code: [u8; 4], space: u64, len: usize, offset: u64) -> LocatorEntry {
     }
 }
 
-/// A relative path as Windows writes it: back-slashes, and `.\` in front of a name.
+/// A relative path as Windows writes it: back-slashes, and `.\` in front of a name. A path with back-slashes in its names
+/// cannot be written so and keeps its slashes, with `./` in front; one that is in Windows' form already stays.
 #[must_use]
 pub fn relative_text(path: &str) -> String {
-    let path = path.replace('/', "\\");
-    if path.starts_with(".\\") || path.starts_with("..\\") { path } else { format!(".\\{path}") }
+    let windows = path.starts_with(".\\") || path.starts_with("..\\");
+    let native = path.starts_with("./") || path.starts_with("../");
+    match (path.contains('\\'), windows, native) {
+        (true, true, _) | (true, _, true) => path.to_owned(),
+        (true, false, false) => format!("./{path}"),
+        (false, _, true) => path.replace('/', "\\"),
+        (false, _, false) => format!(".\\{}", path.replace('/', "\\")),
+    }
 }
 
 /// What of the name goes into the header: all of it, or the file name, or its beginning.

@@ -21,7 +21,7 @@ use crate::{
     },
     info::{ImageInfo, Warning},
     locate::Place,
-    open::{self, OpenOptions, Parsed, Sparse},
+    open::{self, Damage, OpenOptions, Parsed, Sparse},
     shadow::Shadow,
 };
 
@@ -109,7 +109,7 @@ impl Image {
     /// # Errors
     /// If the file is not a VHD that can be used; [`OpenError`] names what is wrong.
     pub fn open(storage: Arc<dyn Storage>, options: &OpenOptions) -> Result<Self, OpenError> {
-        let parsed = open::parse(storage.as_ref(), options)?;
+        let parsed = open::parse(storage.as_ref(), options, &mut Damage::Refuse)?;
         let Parsed { found, mut info, sparse } = parsed;
         if options.writable
             && let Some(sparse) = &sparse

@@ -7,6 +7,8 @@
 
 mod alloc;
 mod bitmap;
+pub mod check;
+pub mod convert;
 pub mod create;
 mod errors;
 mod flush;
@@ -14,9 +16,12 @@ pub mod format;
 mod image;
 mod info;
 mod locate;
+pub mod map;
 mod open;
 mod overlap;
+pub mod parent;
 pub mod plan;
+pub mod repair;
 mod shadow;
 mod storage;
 #[doc(hidden)]

@@ -54,7 +54,6 @@ pub(crate) struct Sparse {
     pub(crate) table: Vec<u32>,
     /// Entries that were taken as absent.
     pub(crate) beyond: Vec<u32>,
-    #[expect(dead_code, reason = "read by the check")]
     pub(crate) regions: Vec<Region>,
     /// First byte that belongs to nothing.
     pub(crate) free: u64,
@@ -78,8 +77,38 @@ impl Region {
     }
 }
 
+/// What to do about damage that leaves the rest of the file readable.
+#[derive(Debug)]
+pub(crate) enum Damage {
+    /// Refuse.
+    Refuse,
+    /// Collect it, take damaged blocks as absent and go on: for a check.
+    Collect(Vec<OpenError>),
+}
+
+impl Damage {
+    fn found(&mut self, error: OpenError) -> Result<(), OpenError> {
+        match self {
+            Self::Refuse => Err(error),
+            Self::Collect(list) => {
+                if list.len() < MAX_DAMAGE {
+                    list.push(error);
+                }
+                Ok(())
+            }
+        }
+    }
+}
+
+/// Damage that is listed one by one.
+const MAX_DAMAGE: usize = 100;
+
 /// Reads and checks everything but the bitmaps.
-pub(crate) fn parse(storage: &dyn Storage, options: &OpenOptions) -> Result<Parsed, OpenError> {
+pub(crate) fn parse(
+    storage: &dyn Storage,
+    options: &OpenOptions,
+    damage: &mut Damage,
+) -> Result<Parsed, OpenError> {
     if options.name.as_deref().is_some_and(is_split_name) {
         return Err(OpenError::SplitDisk);
     }
@@ -124,13 +153,18 @@ pub(crate) fn parse(storage: &dyn Storage, options: &OpenOptions) -> Result<Pars
             complete("the disk", size, found.data_end, len)?;
             None
         }
-        DiskType::Dynamic | DiskType::Differencing => Some(parse_sparse(storage, &found, &mut info)?),
+        DiskType::Dynamic | DiskType::Differencing => Some(parse_sparse(storage, &found, &mut info, damage)?),
     };
     Ok(Parsed { found, info, sparse })
 }
 
 /// Header, locators and table.
-fn parse_sparse(storage: &dyn Storage, found: &Found, info: &mut ImageInfo) -> Result<Sparse, OpenError> {
+fn parse_sparse(
+    storage: &dyn Storage,
+    found: &Found,
+    info: &mut ImageInfo,
+    damage: &mut Damage,
+) -> Result<Sparse, OpenError> {
     let header_at = found.footer.data_offset.get();
     let header = read_header(storage, header_at, found.data_end, info.file_len)?;
     let block_size = header.block_size.get();
@@ -162,8 +196,11 @@ fn parse_sparse(storage: &dyn Storage, found: &Found, info: &mut ImageInfo) -> R
         regions.extend(xen_batmap(storage, table_at.saturating_add(table_space), found.data_end)?);
     }
     let mut table = read_table(storage, table_at, blocks.count)?;
-    let beyond = drop_blocks_beyond_end(&mut table, &blocks, found, info)?;
-    overlap::check_table(&table, &blocks, &regions)?;
+    let beyond = drop_blocks_beyond_end(&mut table, &blocks, found, info, damage)?;
+    let limit = if matches!(damage, Damage::Refuse) { 1 } else { MAX_DAMAGE };
+    for overlap in overlap::find(&table, &blocks, &regions, limit) {
+        damage.found(overlap.into())?;
+    }
 
     info.block_size = block_size;
     info.blocks = blocks.count;
@@ -276,6 +313,7 @@ fn drop_blocks_beyond_end(
     blocks: &Blocks,
     found: &Found,
     info: &mut ImageInfo,
+    damage: &mut Damage,
 ) -> Result<Vec<u32>, OpenError> {
     let mut beyond = Vec::new();
     for (index, entry) in (0u32..).zip(table.iter_mut()) {
@@ -289,10 +327,11 @@ fn drop_blocks_beyond_end(
         }
         if start < found.data_end || !found.at_end() {
             let what = format!("block {index}");
-            return Err(OpenError::Truncated { what, needed: end, len: info.file_len });
+            damage.found(OpenError::Truncated { what, needed: end, len: info.file_len })?;
+        } else {
+            beyond.push(index);
         }
         *entry = ABSENT;
-        beyond.push(index);
     }
     if let Some(first) = beyond.first() {
         let count = u32::try_from(beyond.len()).unwrap_or(u32::MAX);

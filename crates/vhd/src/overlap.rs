@@ -9,14 +9,6 @@ use crate::{
     open::Region,
 };
 
-/// Checks blocks against each other and against the metadata.
-pub(crate) fn check_table(table: &[u32], blocks: &Blocks, regions: &[Region]) -> Result<(), OpenError> {
-    match find(table, blocks, regions, 1).into_iter().next() {
-        None => Ok(()),
-        Some(Overlap { first, second, offset }) => Err(OpenError::Overlap { first, second, offset }),
-    }
-}
-
 /// Two structures that share bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Overlap {
@@ -24,6 +16,12 @@ pub(crate) struct Overlap {
     pub(crate) second: String,
     /// Where the second one starts.
     pub(crate) offset: u64,
+}
+
+impl From<Overlap> for OpenError {
+    fn from(Overlap { first, second, offset }: Overlap) -> Self {
+        Self::Overlap { first, second, offset }
+    }
 }
 
 /// Overlaps of neighbours, at most about `limit`.
