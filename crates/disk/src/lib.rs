@@ -1,6 +1,36 @@
 //! The disk engine.
 
 mod backend;
+mod chain;
+mod convert;
+mod create;
+mod disk;
+mod error;
+pub mod fs;
+mod layer;
 pub mod nbd;
+mod options;
+mod parent;
+mod quiesce;
+mod seams;
+mod shadow;
+mod stats;
+mod status;
+mod switch;
+mod temp;
+mod walk;
+mod write;
+mod zero;
 
 pub use backend::{Backend, BlockStatus, ZeroMode};
+pub use chain::{ChainWarning, MAX_DEPTH};
+pub use convert::{ConvertError, ConvertReport, ConvertRequest, ConvertTo, Progress, convert};
+pub use create::{
+    CreateError, DEFAULT_BLOCK_SIZE, Identity, NewDisk, NewDiskPlan, create_disk, format_for_new,
+};
+pub use disk::{CloseError, Disk, LayerInfo};
+pub use error::OpenError;
+pub use options::{DiskFormat, DiskOptions};
+pub use seams::{ChangedRanges, WriteGate};
+pub use stats::DiskStats;
+pub use switch::{Switch, SwitchError, Switched, switch_all, switch_back_all};

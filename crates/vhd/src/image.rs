@@ -296,7 +296,7 @@ impl SparseImage {
             SparseKind::Differencing(Differencing {
                 bits: BitmapIndex::new(blocks.count),
                 dirty: Mutex::default(),
-                shadow: if options.writable { options.shadow.clone() } else { None },
+                shadow: options.shadow.clone(),
             })
         };
         let start = Start {

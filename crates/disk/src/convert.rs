@@ -1,0 +1,443 @@
+//! Converting: the content of a disk, read through its whole chain, into a new file of another form.
+//!
+//! The new file is written under a temporary name and gets its own when it is whole and durable. Until then no order of
+//! writes matters, so the metadata of a growing target is not synced on the way.
+
+use crate::{
+    chain::Chain,
+    create::{CreateError, Identity, NewDisk, NewDiskPlan},
+    disk::read_chain,
+    error::OpenError,
+    fs::{DiskFile, FileId, FileSystem, LockKind, folder_of},
+    layer::{Body, Layer},
+    options::DiskOptions,
+    status::data_runs,
+    temp::TempFile,
+    walk::{Place, walk},
+    write::write_run,
+    zero,
+};
+use backstay_vhd::{Image, OpenOptions, Storage};
+use std::{
+    io,
+    path::PathBuf,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+    },
+    thread,
+};
+
+/// What a thread takes on at a time, in bytes.
+const CLAIM: u64 = 4 << 20;
+/// What is read and written in one call, in bytes; small enough to stay in a processor's cache.
+const CHUNK: usize = 1 << 20;
+/// Zeros between data are worth a second write from this length on, in bytes.
+const GAP: usize = 64 << 10;
+/// Writeback is started after each such step, so that the sync at the end finds little left, in bytes.
+const WRITEBACK: u64 = 32 << 20;
+
+/// Form of the new file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ConvertTo {
+    /// The bytes of the disk and nothing else; zeros become holes.
+    Raw,
+    /// A VHD with all its space.
+    Fixed,
+    /// A VHD that grows.
+    Dynamic {
+        /// Bytes in a block: a power of two, 512 KiB–64 MiB.
+        block_size: u32,
+    },
+}
+
+/// What to convert and how.
+#[derive(Clone, Debug)]
+pub struct ConvertRequest {
+    /// The disk to read, with its parents. It must not be open for writing anywhere.
+    pub source: PathBuf,
+    /// How the source is opened (always read-only).
+    pub options: DiskOptions,
+    /// The new file; must not exist.
+    pub target: PathBuf,
+    /// Its form.
+    pub to: ConvertTo,
+    /// Identity of the new disk.
+    pub identity: Identity,
+    /// Whether the new file is durable before it gets its name. Without, power loss soon after can leave it damaged.
+    pub durable: bool,
+    /// Threads that copy.
+    pub threads: usize,
+}
+
+impl ConvertRequest {
+    /// The usual way: durable, two threads.
+    #[must_use]
+    pub fn new(source: PathBuf, target: PathBuf, to: ConvertTo) -> Self {
+        Self {
+            source,
+            options: DiskOptions::default(),
+            target,
+            to,
+            identity: Identity::fresh(),
+            durable: true,
+            threads: 2,
+        }
+    }
+}
+
+/// How far a conversion is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Progress {
+    /// Bytes of the disk dealt with.
+    pub done: u64,
+    /// Size of the disk in bytes.
+    pub total: u64,
+}
+
+/// What a conversion did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ConvertReport {
+    /// Size of the disk in bytes.
+    pub size: u64,
+    /// Bytes that were written; the rest are zeros.
+    pub copied: u64,
+}
+
+/// Why a conversion failed. No file is left.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ConvertError {
+    /// The source cannot be opened.
+    #[error("cannot open the disk to convert")]
+    Source(#[from] OpenError),
+    /// The target cannot be made.
+    #[error("cannot make the new disk")]
+    Target(#[from] CreateError),
+    /// A read failed.
+    #[error("cannot read {} at {offset}", path.display())]
+    Read {
+        /// Top of the source.
+        path: PathBuf,
+        /// Offset in the disk.
+        offset: u64,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// A write failed.
+    #[error("cannot write {}", path.display())]
+    Write {
+        /// The target.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// It was asked to stop.
+    #[error("the conversion was cancelled; {} was not made", path.display())]
+    Cancelled {
+        /// The target.
+        path: PathBuf,
+    },
+}
+
+/// Converts a disk. `progress` is called from the copying threads; setting `cancel` ends the work soon.
+///
+/// # Errors
+/// [`ConvertError`]; nothing is left of the target.
+pub fn convert(
+    fs: &Arc<dyn FileSystem>,
+    request: &ConvertRequest,
+    progress: &(dyn Fn(Progress) + Sync),
+    cancel: &AtomicBool,
+) -> Result<ConvertReport, ConvertError> {
+    let how = DiskOptions { read_only: true, gate: None, changed: None, ..request.options.clone() };
+    let chain = Chain::open(fs, &request.source, &how)?;
+    let size = chain.top().map_or(0, |top| top.size);
+    check_space(fs, request, &chain, size)?;
+
+    let temp = TempFile::create(fs, &request.target)
+        .map_err(|source| ConvertError::Target(crate::create::failed(&request.target, source)))?;
+    let target = Target::new(fs, request, &temp, size)?;
+    let copied = AtomicU64::new(0);
+    let job =
+        Job { request, layers: &chain.layers, target: &target, size, progress, cancel, copied: &copied };
+    job.run()?;
+    target.finish().map_err(|source| write_error(request, source))?;
+    let commit = if request.durable { temp.commit() } else { temp.commit_unsynced() };
+    commit.map_err(|source| write_error(request, source))?;
+    Ok(ConvertReport { size, copied: copied.into_inner() })
+}
+
+fn write_error(request: &ConvertRequest, source: io::Error) -> ConvertError {
+    ConvertError::Write { path: request.target.clone(), source }
+}
+
+fn check_space(
+    fs: &Arc<dyn FileSystem>,
+    request: &ConvertRequest,
+    chain: &Chain,
+    size: u64,
+) -> Result<(), ConvertError> {
+    let needed = match request.to {
+        ConvertTo::Fixed => size,
+        ConvertTo::Raw | ConvertTo::Dynamic { .. } => data_bytes(&chain.layers, size)
+            .map_err(|source| ConvertError::Read { path: request.source.clone(), offset: 0, source })?,
+    };
+    let path = || request.target.clone();
+    let free = fs
+        .free_space(folder_of(&request.target))
+        .map_err(|source| CreateError::Io { path: path(), source })?;
+    if needed > free {
+        return Err(CreateError::NoSpace { path: path(), needed, free }.into());
+    }
+    Ok(())
+}
+
+/// Bytes of a disk that are in files and not in holes of them.
+fn data_bytes(layers: &[Arc<Layer>], size: u64) -> io::Result<u64> {
+    let mut total = 0;
+    walk(layers, 0, size, &mut |_, len, place| match place {
+        Place::Nowhere => Ok(()),
+        Place::Data { layer, file_offset } => data_runs(layer, file_offset, len, &mut |len, data| {
+            total += if data { len } else { 0 };
+            Ok(())
+        }),
+    })?;
+    Ok(total)
+}
+
+/// Where the bytes go.
+enum Target {
+    /// Disk offset = file offset.
+    Flat(Arc<dyn DiskFile>),
+    /// Blocks are added.
+    Growing(Box<Layer>),
+}
+
+impl Target {
+    fn new(
+        fs: &Arc<dyn FileSystem>,
+        request: &ConvertRequest,
+        temp: &TempFile,
+        size: u64,
+    ) -> Result<Self, ConvertError> {
+        let what = match request.to {
+            ConvertTo::Raw => NewDisk::Raw { size },
+            ConvertTo::Fixed => NewDisk::Fixed { size },
+            ConvertTo::Dynamic { block_size } => NewDisk::Dynamic { size, block_size },
+        };
+        let file: Arc<dyn DiskFile> = Arc::new(Unsynced(Arc::clone(temp.file())));
+        let plan = NewDiskPlan::new(fs, &request.target, &what, request.identity, &DiskOptions::default())?;
+        plan.write_to(file.as_ref())?;
+        if !matches!(request.to, ConvertTo::Dynamic { .. }) {
+            return Ok(Self::Flat(file));
+        }
+        let options = OpenOptions { writable: true, ..OpenOptions::default() };
+        let image = Image::open(Arc::clone(&file) as Arc<dyn Storage>, &options)
+            .map_err(|source| OpenError::Format { path: request.target.clone(), source })?;
+        let path = request.target.clone();
+        Ok(Self::Growing(Box::new(Layer {
+            path,
+            file,
+            size,
+            body: Body::Vhd(Box::new(image)),
+            file_writable: true,
+        })))
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        match self {
+            Self::Flat(file) => file.write_at(data, offset),
+            Self::Growing(layer) => match &layer.body {
+                Body::Vhd(image) => write_run(layer, image, offset, data),
+                Body::Raw(_) => layer.file.write_at(data, offset),
+            },
+        }
+    }
+
+    fn start_writeback(&self) {
+        match self {
+            Self::Flat(file) => file.start_writeback(0, 0),
+            Self::Growing(layer) => layer.file.start_writeback(0, 0),
+        }
+    }
+
+    fn finish(&self) -> io::Result<()> {
+        match self {
+            Self::Flat(_) => Ok(()),
+            Self::Growing(layer) => layer.close(),
+        }
+    }
+}
+
+struct Job<'a> {
+    request: &'a ConvertRequest,
+    layers: &'a [Arc<Layer>],
+    target: &'a Target,
+    size: u64,
+    progress: &'a (dyn Fn(Progress) + Sync),
+    cancel: &'a AtomicBool,
+    copied: &'a AtomicU64,
+}
+
+impl Job<'_> {
+    fn run(&self) -> Result<(), ConvertError> {
+        let (next, done) = (AtomicU64::new(0), AtomicU64::new(0));
+        let failure = Mutex::new(None);
+        let stop = AtomicBool::new(false);
+        thread::scope(|scope| {
+            for _ in 0..self.request.threads.max(1) {
+                scope.spawn(|| {
+                    if let Err(error) = self.copy_claims(&next, &done, &stop) {
+                        stop.store(true, Relaxed);
+                        failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
+                    }
+                });
+            }
+        });
+        match failure.into_inner().unwrap_or_else(PoisonError::into_inner) {
+            Some(error) => Err(error),
+            None => Ok(()),
+        }
+    }
+
+    /// Copies one claim after the other until none is left.
+    fn copy_claims(&self, next: &AtomicU64, done: &AtomicU64, stop: &AtomicBool) -> Result<(), ConvertError> {
+        let mut buf = vec![0; CHUNK];
+        loop {
+            let start = next.fetch_add(CLAIM, Relaxed);
+            if start >= self.size || stop.load(Relaxed) {
+                return Ok(());
+            }
+            if self.cancel.load(Relaxed) {
+                return Err(ConvertError::Cancelled { path: self.request.target.clone() });
+            }
+            let len = CLAIM.min(self.size - start);
+            self.copy_range(start, len, &mut buf)?;
+            let total_done = done.fetch_add(len, Relaxed) + len;
+            (self.progress)(Progress { done: total_done, total: self.size });
+            if self.request.durable && total_done % WRITEBACK < len {
+                self.target.start_writeback();
+            }
+        }
+    }
+
+    fn copy_range(&self, start: u64, len: u64, buf: &mut [u8]) -> Result<(), ConvertError> {
+        let read_error =
+            |offset, source| ConvertError::Read { path: self.request.source.clone(), offset, source };
+        for (offset, len) in self.data_in(start, len).map_err(|source| read_error(start, source))? {
+            let mut at = offset;
+            while at < offset + len {
+                let step = usize::try_from(offset + len - at).unwrap_or(CHUNK).min(CHUNK);
+                let Some(part) = buf.get_mut(..step) else { break };
+                read_chain(self.layers, at, part, true).map_err(|source| read_error(at, source))?;
+                self.write_data(at, part)?;
+                at += step as u64;
+            }
+        }
+        Ok(())
+    }
+
+    /// The parts of a range that are worth reading.
+    fn data_in(&self, start: u64, len: u64) -> io::Result<Vec<(u64, u64)>> {
+        let mut found: Vec<(u64, u64)> = Vec::new();
+        walk(self.layers, start, len, &mut |at, len, place| {
+            let Place::Data { layer, file_offset } = place else { return Ok(()) };
+            let mut at = at;
+            data_runs(layer, file_offset, len, &mut |len, data| {
+                match found.last_mut() {
+                    Some((start, before)) if data && *start + *before == at => *before += len,
+                    _ if data => found.push((at, len)),
+                    _ => {}
+                }
+                at += len;
+                Ok(())
+            })
+        })?;
+        Ok(found)
+    }
+
+    /// Writes what is not zero; short runs of zeros in between are written along.
+    fn write_data(&self, offset: u64, data: &[u8]) -> Result<(), ConvertError> {
+        let write = |from: usize, to: usize| {
+            let Some(part) = data.get(from..to).filter(|part| !part.is_empty()) else { return Ok(()) };
+            self.copied.fetch_add(part.len() as u64, Relaxed);
+            self.target.write(offset + from as u64, part).map_err(|source| write_error(self.request, source))
+        };
+        let (mut start, mut end, mut at) = (0, 0, 0);
+        while at < data.len() {
+            let (run_end, zero) = zero::next_run(data, offset, at);
+            if !zero {
+                if at - end >= GAP || end == start {
+                    write(start, end)?;
+                    start = at;
+                }
+                end = run_end;
+            }
+            at = run_end;
+        }
+        write(start, end)
+    }
+}
+
+/// A file nobody knows yet: syncs on the way are pointless.
+#[derive(Debug)]
+struct Unsynced(Arc<dyn DiskFile>);
+
+impl Storage for Unsynced {
+    fn len(&self) -> io::Result<u64> {
+        self.0.len()
+    }
+
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
+        self.0.read_at(buf, offset)
+    }
+
+    fn write_at(&self, buf: &[u8], offset: u64) -> io::Result<()> {
+        self.0.write_at(buf, offset)
+    }
+
+    fn zero_range(&self, offset: u64, len: u64) -> io::Result<()> {
+        self.0.zero_range(offset, len)
+    }
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        self.0.set_len(len)
+    }
+
+    fn allocate(&self, offset: u64, len: u64) -> io::Result<()> {
+        self.0.allocate(offset, len)
+    }
+
+    fn flush(&self) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn next_data(&self, offset: u64) -> io::Result<Option<u64>> {
+        self.0.next_data(offset)
+    }
+
+    fn next_hole(&self, offset: u64) -> io::Result<u64> {
+        self.0.next_hole(offset)
+    }
+}
+
+impl DiskFile for Unsynced {
+    fn id(&self) -> FileId {
+        self.0.id()
+    }
+
+    fn lock(&self, kind: LockKind) -> io::Result<()> {
+        self.0.lock(kind)
+    }
+
+    fn punches(&self) -> bool {
+        self.0.punches()
+    }
+
+    fn start_writeback(&self, offset: u64, len: u64) {
+        self.0.start_writeback(offset, len);
+    }
+}

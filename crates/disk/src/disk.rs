@@ -1,0 +1,284 @@
+//! An open disk.
+
+use crate::{
+    backend::{Backend, BlockStatus, ZeroMode},
+    chain::{Chain, ChainWarning},
+    error::OpenError,
+    fs::{FileSystem, HostFs},
+    layer::Layer,
+    options::DiskOptions,
+    quiesce::{Quiesce, StillBusy, Using},
+    stats::{Counters, DiskStats, Op},
+    status,
+    walk::{Place, walk},
+};
+use backstay_vhd::{ImageInfo, MetaError};
+use std::{
+    io,
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Acquire},
+    },
+    time::{Duration, Instant},
+};
+
+/// How long a close or a layer switch waits for requests in flight.
+pub(crate) const DRAIN: Duration = Duration::from_secs(10);
+
+/// A disk: the top of a chain and its parents, or a raw file.
+///
+/// Dropping it closes it; use [`Disk::close`] to learn whether that went well.
+#[derive(Debug)]
+pub struct Disk {
+    pub(crate) fs: Arc<dyn FileSystem>,
+    pub(crate) options: DiskOptions,
+    pub(crate) chain: Quiesce<Chain>,
+    pub(crate) size: AtomicU64,
+    counters: Counters,
+    warnings: Vec<ChainWarning>,
+}
+
+/// One file of a chain, for people and programs.
+#[derive(Clone, Debug)]
+pub struct LayerInfo {
+    /// The file.
+    pub path: PathBuf,
+    /// What the VHD says about itself; `None` for a raw file.
+    pub image: Option<ImageInfo>,
+    /// Bytes a user sees.
+    pub size: u64,
+    /// Blocks in the file now; 0 for raw and fixed disks.
+    pub allocated_blocks: u32,
+}
+
+/// Why a disk could not be closed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum CloseError {
+    /// Requests hang.
+    #[error("requests to {} have been in flight for more than 10 seconds; its storage does not answer", path.display())]
+    Busy {
+        /// Top of the chain.
+        path: PathBuf,
+    },
+    /// The last flush failed.
+    #[error("cannot write the last changes to {}", path.display())]
+    Io {
+        /// Top of the chain.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+}
+
+impl Disk {
+    /// Opens a disk of the host with all its parents: for writing under an exclusive lock, else under a shared one;
+    /// parents always only for reading, under shared locks.
+    ///
+    /// # Errors
+    /// [`OpenError`] names the file and the cure.
+    pub fn open(path: &Path, options: DiskOptions) -> Result<Arc<Self>, OpenError> {
+        Self::open_on(HostFs::shared(), path, options)
+    }
+
+    /// Like [`Disk::open`] on any file system.
+    ///
+    /// # Errors
+    /// As [`Disk::open`].
+    pub fn open_on(
+        fs: Arc<dyn FileSystem>,
+        path: &Path,
+        options: DiskOptions,
+    ) -> Result<Arc<Self>, OpenError> {
+        let chain = Chain::open(&fs, path, &options)?;
+        let warnings = chain.warnings(&fs);
+        let size = chain.top().map_or(0, |top| top.size);
+        Ok(Arc::new(Self {
+            fs,
+            options,
+            chain: Quiesce::new(chain),
+            size: AtomicU64::new(size),
+            counters: Counters::default(),
+            warnings,
+        }))
+    }
+
+    /// What was strange about the files when they were opened.
+    #[must_use]
+    pub fn warnings(&self) -> &[ChainWarning] {
+        &self.warnings
+    }
+
+    /// The files, the top first.
+    #[must_use]
+    pub fn chain(&self) -> Vec<LayerInfo> {
+        let describe = |layer: &Arc<Layer>| LayerInfo {
+            path: layer.path.clone(),
+            image: layer.info().cloned(),
+            size: layer.size,
+            allocated_blocks: layer.image().map_or(0, backstay_vhd::Image::allocated_blocks),
+        };
+        self.chain.enter().layers.iter().map(describe).collect()
+    }
+
+    /// The file that is written to.
+    #[must_use]
+    pub fn top_path(&self) -> PathBuf {
+        self.chain.enter().top().map(|top| top.path.clone()).unwrap_or_default()
+    }
+
+    /// What was done since it was opened.
+    #[must_use]
+    pub fn stats(&self) -> DiskStats {
+        self.counters.snapshot()
+    }
+
+    /// Lets requests in flight end, makes everything durable, tidies the file up and lets go of all files. Later
+    /// requests fail. Closing twice is fine.
+    ///
+    /// # Errors
+    /// If requests hang or the last flush fails. The files are let go all the same in the second case.
+    pub fn close(&self) -> Result<(), CloseError> {
+        let busy = |StillBusy| CloseError::Busy { path: self.top_path() };
+        let mut chain = self.chain.quiesce(Instant::now() + DRAIN).map_err(busy)?;
+        if std::mem::replace(&mut chain.closed, true) {
+            return Ok(());
+        }
+        let layers = std::mem::take(&mut chain.layers);
+        match layers.first() {
+            Some(top) if !self.options.read_only => {
+                top.close().map_err(|source| CloseError::Io { path: top.path.clone(), source })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Lets go of all files at once as the death of the process would: nothing is flushed. For tests.
+    #[doc(hidden)]
+    pub fn abandon(&self) {
+        if let Ok(mut chain) = self.chain.quiesce(Instant::now() + DRAIN) {
+            chain.closed = true;
+            chain.layers.clear();
+        }
+    }
+
+    /// Enters the gate for one request.
+    pub(crate) fn enter(&self) -> io::Result<Using<'_, Chain>> {
+        let chain = self.chain.enter();
+        if chain.closed { Err(MetaError::Closed.into()) } else { Ok(chain) }
+    }
+
+    /// Enters the gate for a request that changes something.
+    pub(crate) fn enter_to_write(&self) -> io::Result<Using<'_, Chain>> {
+        if self.options.read_only {
+            return Err(MetaError::ReadOnly.into());
+        }
+        self.enter()
+    }
+
+    pub(crate) fn changed(&self, offset: u64, len: u64) {
+        if let Some(changed) = &self.options.changed {
+            changed.changed(offset, len);
+        }
+    }
+
+    fn check_range(&self, offset: u64, len: u64) -> io::Result<()> {
+        let size = self.size.load(Acquire);
+        if !(offset | len).is_multiple_of(512) {
+            return Err(MetaError::Unaligned { offset, len }.into());
+        }
+        if offset.checked_add(len).is_none_or(|end| end > size) {
+            return Err(MetaError::OutOfRange { offset, len, size }.into());
+        }
+        Ok(())
+    }
+
+    fn read_with(&self, offset: u64, buf: &mut [u8], wait: bool) -> io::Result<()> {
+        self.check_range(offset, buf.len() as u64)?;
+        let chain = self.enter()?;
+        read_chain(&chain.layers, offset, buf, wait)
+    }
+}
+
+/// Fills `buf` from a chain. With `wait` false it fails with `WouldBlock` rather than wait for a device.
+pub(crate) fn read_chain(layers: &[Arc<Layer>], offset: u64, buf: &mut [u8], wait: bool) -> io::Result<()> {
+    let mut rest = buf;
+    let len = rest.len() as u64;
+    walk(layers, offset, len, &mut |_, len, place| {
+        let len = usize::try_from(len).unwrap_or(usize::MAX).min(rest.len());
+        let (part, behind) = std::mem::take(&mut rest).split_at_mut(len);
+        rest = behind;
+        match place {
+            Place::Data { layer, file_offset } => layer.read_data(part, file_offset, wait),
+            Place::Nowhere => {
+                part.fill(0);
+                Ok(())
+            }
+        }
+    })
+}
+
+impl Backend for Disk {
+    fn size(&self) -> u64 {
+        self.size.load(Acquire)
+    }
+
+    fn read_only(&self) -> bool {
+        self.options.read_only
+    }
+
+    fn read(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
+        let result = self.read_with(offset, buf, true);
+        self.counters.count(Op::Read(buf.len() as u64), result)
+    }
+
+    fn try_read(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
+        match self.read_with(offset, buf, false) {
+            // Not a failure: the caller comes again with `read`.
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Err(error),
+            result => self.counters.count(Op::Read(buf.len() as u64), result),
+        }
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        let len = data.len() as u64;
+        let result = self.check_range(offset, len).and_then(|()| self.write_chain(offset, data));
+        self.counters.count(Op::Write(len), result)
+    }
+
+    fn write_zeroes(&self, offset: u64, len: u64, mode: ZeroMode) -> io::Result<()> {
+        let result = self.check_range(offset, len).and_then(|()| self.zero_chain(offset, len, mode));
+        self.counters.count(Op::Zero, result)
+    }
+
+    fn trim(&self, offset: u64, len: u64) -> io::Result<()> {
+        let result = self.check_range(offset, len).and_then(|()| self.trim_chain(offset, len));
+        self.counters.count(Op::Trim, result)
+    }
+
+    fn flush(&self) -> io::Result<()> {
+        let flush = || {
+            let chain = self.enter()?;
+            match chain.top() {
+                Some(top) if !self.options.read_only => top.flush(),
+                _ => Ok(()),
+            }
+        };
+        self.counters.count(Op::Flush, flush())
+    }
+
+    fn block_status(&self, offset: u64, len: u64, limit: usize) -> io::Result<Vec<BlockStatus>> {
+        self.check_range(offset, len)?;
+        status::block_status(&self.enter()?.layers, offset, len, limit)
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        if let Err(error) = self.close() {
+            tracing::error!(error = &error as &dyn std::error::Error, "disk was not closed cleanly");
+        }
+    }
+}

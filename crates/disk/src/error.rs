@@ -1,0 +1,167 @@
+//! Why a disk cannot be opened.
+
+use crate::fs::Holder;
+use std::{fmt, io, path::PathBuf};
+use uuid::Uuid;
+
+/// Why a chain cannot be opened.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum OpenError {
+    /// No such file.
+    #[error("{} does not exist", path.display())]
+    NotFound {
+        /// As given.
+        path: PathBuf,
+    },
+    /// The file system refused.
+    #[error("cannot {action} {}", path.display())]
+    Io {
+        /// Which file.
+        path: PathBuf,
+        /// What was tried.
+        action: &'static str,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// Writing was asked for where nobody can write.
+    #[error("{} is on a file system that is mounted read-only; open the disk read-only or remount", path.display())]
+    ReadOnlyFileSystem {
+        /// Which file.
+        path: PathBuf,
+    },
+    /// The lock was refused.
+    #[error("{} is in use by {}", path.display(), Who(holder.as_ref()))]
+    InUse {
+        /// Which file.
+        path: PathBuf,
+        /// By whom, if found on this host.
+        holder: Option<Holder>,
+    },
+    /// Without locks two writers would destroy the disk.
+    #[error(
+        "cannot lock {}: its file system does not support locks; mount it with locking (for NFS: without nolock) or move the disk",
+        path.display()
+    )]
+    LockUnsupported {
+        /// Which file.
+        path: PathBuf,
+        /// What the file system said.
+        #[source]
+        source: io::Error,
+    },
+    /// The name does not tell the format.
+    #[error(
+        "the name {} does not tell the format; only .vhd, .avhd, .raw, .img and .iso do. Say the format, vhd or raw (it is never guessed from content that a guest can write)",
+        path.display()
+    )]
+    UnknownFormat {
+        /// Which file.
+        path: PathBuf,
+    },
+    /// The file is not a good VHD.
+    #[error("{} cannot be used as a VHD", path.display())]
+    Format {
+        /// Which file.
+        path: PathBuf,
+        /// What is wrong.
+        #[source]
+        source: backstay_vhd::OpenError,
+    },
+    /// A raw file without content.
+    #[error("{} is empty: a raw disk has at least one sector of 512 bytes", path.display())]
+    Empty {
+        /// Which file.
+        path: PathBuf,
+    },
+    /// No candidate for the parent exists.
+    #[error(
+        "the parent of {} was not found; tried {}. Move it back, or point the disk at it with `disk reparent`",
+        child.display(), Tried(tried)
+    )]
+    MissingParent {
+        /// The differencing disk.
+        child: PathBuf,
+        /// Every path tried, in order, and what came of it.
+        tried: Vec<(PathBuf, String)>,
+    },
+    /// Files were found but none is the parent.
+    #[error(
+        "{} is not the parent of {}: its unique id is {found}, the child was made from {expected}. It was replaced by another disk; bring the right one back",
+        parent.display(), child.display()
+    )]
+    WrongParent {
+        /// The differencing disk.
+        child: PathBuf,
+        /// The file that is where the parent should be.
+        parent: PathBuf,
+        /// Id in the child.
+        expected: Uuid,
+        /// Id in the file found.
+        found: Uuid,
+    },
+    /// The parent is outside the allowed folder.
+    #[error("the parent {} of {} lies outside of {}, which is not allowed", parent.display(), child.display(), root.display())]
+    OutsideRoot {
+        /// The differencing disk.
+        child: PathBuf,
+        /// Where its parent is.
+        parent: PathBuf,
+        /// Where it may be.
+        root: PathBuf,
+    },
+    /// The chain comes back to itself.
+    #[error("the chain of {} is a circle: {} is in it twice; one of the files names a wrong parent", top.display(), path.display())]
+    Cycle {
+        /// Top of the chain.
+        top: PathBuf,
+        /// The file met again.
+        path: PathBuf,
+    },
+    /// More layers than allowed.
+    #[error("the chain of {} has more than {} disks; merge some of them", top.display(), crate::chain::MAX_DEPTH)]
+    TooDeep {
+        /// Top of the chain.
+        top: PathBuf,
+    },
+}
+
+/// Where the list of tried paths goes into a sentence.
+struct Tried<'a>(&'a [(PathBuf, String)]);
+
+impl fmt::Display for Tried<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.0.is_empty() {
+            return f.write_str("nothing, the disk does not say where it is");
+        }
+        for (index, (path, reason)) in self.0.iter().enumerate() {
+            let comma = if index == 0 { "" } else { ", " };
+            write!(f, "{comma}{} ({reason})", path.display())?;
+        }
+        Ok(())
+    }
+}
+
+struct Who<'a>(Option<&'a Holder>);
+
+impl fmt::Display for Who<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            Some(holder) => holder.fmt(f),
+            None => f.write_str("another host or a process of another user"),
+        }
+    }
+}
+
+impl OpenError {
+    /// Sorts an error of the file system.
+    pub(crate) fn from_io(path: &std::path::Path, action: &'static str, source: io::Error) -> Self {
+        let path = path.to_owned();
+        match source.kind() {
+            io::ErrorKind::NotFound => Self::NotFound { path },
+            io::ErrorKind::ReadOnlyFilesystem => Self::ReadOnlyFileSystem { path },
+            _ => Self::Io { path, action, source },
+        }
+    }
+}

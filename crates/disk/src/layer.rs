@@ -1,0 +1,292 @@
+//! One file of a chain.
+
+use crate::{
+    error::OpenError,
+    fs::{DiskFile, FileId, FileKind, FileSystem, LockKind, OpenMode},
+    options::{DiskFormat, DiskOptions},
+    seams::GatedFile,
+    shadow::{ShadowFile, ShadowKey},
+};
+use backstay_vhd::{DiskType, Image, ImageInfo, MetaError, OpenOptions, ReadExtent, Shadow, Source, Storage};
+use std::{
+    io,
+    path::{Path, PathBuf},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering::Acquire, Ordering::Release},
+    },
+};
+
+const SECTOR: u64 = 512;
+
+/// An open, locked file with its format.
+#[derive(Debug)]
+pub(crate) struct Layer {
+    /// Absolute, links resolved.
+    pub(crate) path: PathBuf,
+    /// Every access of the engine goes through this one: it asks the gate.
+    pub(crate) file: Arc<dyn DiskFile>,
+    pub(crate) body: Body,
+    /// Bytes a user sees.
+    pub(crate) size: u64,
+    /// The file was opened for writing, whether or not it is written to now.
+    pub(crate) file_writable: bool,
+}
+
+#[derive(Debug)]
+pub(crate) enum Body {
+    Raw(Raw),
+    Vhd(Box<Image>),
+}
+
+/// What a raw file needs beyond the file.
+#[derive(Debug, Default)]
+pub(crate) struct Raw {
+    /// Rounds of flushing that have begun.
+    begun: AtomicU64,
+    /// The last round that ended well. Held during a round.
+    done: Mutex<u64>,
+    failed: AtomicBool,
+}
+
+/// How a layer is opened.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct LayerMode {
+    pub(crate) writable: bool,
+    pub(crate) format: DiskFormat,
+}
+
+impl Layer {
+    /// Opens and locks a file: exclusively for writing, else shared.
+    pub(crate) fn open(
+        fs: &Arc<dyn FileSystem>,
+        path: &Path,
+        mode: LayerMode,
+        options: &DiskOptions,
+    ) -> Result<Self, OpenError> {
+        let file = open_locked(fs, path, mode.writable)?;
+        let path = fs.canonicalize(path).map_err(|error| OpenError::from_io(path, "resolve", error))?;
+        let file: Arc<dyn DiskFile> = match &options.gate {
+            Some(gate) if mode.writable => Arc::new(GatedFile { file, gate: Arc::clone(gate) }),
+            _ => file,
+        };
+        match mode.format {
+            DiskFormat::Raw => {
+                let len =
+                    file.len().map_err(|error| OpenError::from_io(&path, "read the length of", error))?;
+                if len == 0 {
+                    return Err(OpenError::Empty { path });
+                }
+                let size = len.next_multiple_of(SECTOR);
+                Ok(Self { path, file, body: Body::Raw(Raw::default()), size, file_writable: mode.writable })
+            }
+            DiskFormat::Vhd => {
+                let image = open_image(fs, &path, &file, mode.writable, options)?;
+                let size = image.info().size;
+                Ok(Self { path, file, body: Body::Vhd(Box::new(image)), size, file_writable: mode.writable })
+            }
+        }
+    }
+
+    /// Makes a layer that was closed for writing writable again. The lock is already exclusive.
+    pub(crate) fn reopen_writable(
+        &self,
+        fs: &Arc<dyn FileSystem>,
+        options: &DiskOptions,
+    ) -> Result<Self, OpenError> {
+        let image = open_image(fs, &self.path, &self.file, true, options)?;
+        let size = image.info().size;
+        Ok(Self {
+            path: self.path.clone(),
+            file: Arc::clone(&self.file),
+            body: Body::Vhd(Box::new(image)),
+            size,
+            file_writable: true,
+        })
+    }
+
+    pub(crate) fn id(&self) -> FileId {
+        self.file.id()
+    }
+
+    pub(crate) fn image(&self) -> Option<&Image> {
+        match &self.body {
+            Body::Vhd(image) => Some(image),
+            Body::Raw(_) => None,
+        }
+    }
+
+    pub(crate) fn info(&self) -> Option<&ImageInfo> {
+        self.image().map(Image::info)
+    }
+
+    /// Whether the file keeps space for every sector.
+    pub(crate) fn is_flat(&self) -> bool {
+        self.info().is_none_or(|info| info.disk_type == DiskType::Fixed)
+    }
+
+    /// Appends where each part of a range inside this layer is.
+    pub(crate) fn resolve(&self, offset: u64, len: u64, out: &mut Vec<ReadExtent>) -> Result<(), MetaError> {
+        match &self.body {
+            Body::Vhd(image) => image.resolve_read(offset, len, out),
+            Body::Raw(_) => {
+                out.push(ReadExtent { len, source: Source::Data { file_offset: offset } });
+                Ok(())
+            }
+        }
+    }
+
+    /// Reads bytes that [`Layer::resolve`] found here.
+    pub(crate) fn read_data(&self, buf: &mut [u8], file_offset: u64, wait: bool) -> io::Result<()> {
+        let read = |buf: &mut [u8]| match wait {
+            true => self.file.read_at(buf, file_offset),
+            false => self.file.try_read_at(buf, file_offset),
+        };
+        match (read(buf), &self.body) {
+            // A raw file may end inside a sector; a guest of ours cannot have cut it shorter.
+            (Err(error), Body::Raw(_)) if error.kind() == io::ErrorKind::UnexpectedEof => {
+                let there = self.file.len()?.saturating_sub(file_offset);
+                let there = usize::try_from(there).unwrap_or(usize::MAX).min(buf.len());
+                let (head, tail) = buf.split_at_mut(there);
+                tail.fill(0);
+                read(head)
+            }
+            (result, _) => result,
+        }
+    }
+
+    /// Makes everything acknowledged durable.
+    pub(crate) fn flush(&self) -> io::Result<()> {
+        match &self.body {
+            Body::Vhd(image) => Ok(image.flush()?),
+            Body::Raw(raw) => raw.flush(self.file.as_ref()),
+        }
+    }
+
+    /// Flushes and tidies up; no write can follow.
+    pub(crate) fn close(&self) -> io::Result<()> {
+        match &self.body {
+            Body::Vhd(image) => Ok(image.close()?),
+            Body::Raw(raw) => raw.flush(self.file.as_ref()),
+        }
+    }
+}
+
+impl Raw {
+    /// One sync serves every caller that came before it began. After a failure none succeeds: the kernel may have
+    /// dropped the data that the failed one was about.
+    fn flush(&self, file: &dyn DiskFile) -> io::Result<()> {
+        let arrived = self.begun.load(Acquire);
+        let mut done = self.done.lock().unwrap_or_else(PoisonError::into_inner);
+        self.check()?;
+        if *done > arrived {
+            return Ok(());
+        }
+        let round = self.begun.fetch_add(1, Release) + 1;
+        file.flush().inspect_err(|_| self.failed.store(true, Release))?;
+        *done = round;
+        Ok(())
+    }
+
+    /// Refuses writes after a failed flush.
+    pub(crate) fn check(&self) -> io::Result<()> {
+        if self.failed.load(Acquire) {
+            return Err(MetaError::FlushFailed.into());
+        }
+        Ok(())
+    }
+}
+
+/// Opens a file and takes its lock.
+pub(crate) fn open_locked(
+    fs: &Arc<dyn FileSystem>,
+    path: &Path,
+    writable: bool,
+) -> Result<Arc<dyn DiskFile>, OpenError> {
+    let (mode, lock) = match writable {
+        true => (OpenMode::ReadWrite, LockKind::Exclusive),
+        false => (OpenMode::Read, LockKind::Shared),
+    };
+    let file = fs.open(path, mode).map_err(|error| OpenError::from_io(path, "open", error))?;
+    take_lock(fs, path, file.as_ref(), lock)?;
+    Ok(file)
+}
+
+/// Takes a lock or says who has it.
+pub(crate) fn take_lock(
+    fs: &Arc<dyn FileSystem>,
+    path: &Path,
+    file: &dyn DiskFile,
+    kind: LockKind,
+) -> Result<(), OpenError> {
+    file.lock(kind).map_err(|error| match error.kind() {
+        io::ErrorKind::WouldBlock => OpenError::InUse { path: path.to_owned(), holder: fs.holder(file.id()) },
+        _ => OpenError::LockUnsupported { path: path.to_owned(), source: error },
+    })
+}
+
+/// Opens the VHD in a locked file; with the bits that a dead process left, if any.
+fn open_image(
+    fs: &Arc<dyn FileSystem>,
+    path: &Path,
+    file: &Arc<dyn DiskFile>,
+    writable: bool,
+    options: &DiskOptions,
+) -> Result<Image, OpenError> {
+    let storage: Arc<dyn Storage> = Arc::clone(file) as Arc<dyn Storage>;
+    let open = |writable, shadow| {
+        let name = path.file_name().map(|name| name.to_string_lossy().into_owned());
+        let how = OpenOptions { writable, size_rule: options.size_rule, name, shadow };
+        Image::open(Arc::clone(&storage), &how)
+            .map_err(|source| OpenError::Format { path: path.to_owned(), source })
+    };
+    let Some(folder) = &options.runtime_dir else { return open(writable, None) };
+    if !writable && !ShadowFile::exists(fs, folder, file.id()) {
+        return open(false, None);
+    }
+    // The shadow is known by the footer's id, so the file is looked at first.
+    let looked = open(false, None)?;
+    let shadow = match shadow_key(file.id(), looked.info()) {
+        Some(key) if writable => ShadowFile::open(fs, folder, key).map(Some),
+        Some(key) => ShadowFile::adopt(fs, folder, key, OpenMode::Read),
+        None => Ok(None),
+    };
+    let shadow = shadow.map_err(|source| {
+        let path = folder.clone();
+        OpenError::Io { path, action: "use the folder for shadow files", source }
+    })?;
+    match (shadow, writable) {
+        (None, false) => Ok(looked),
+        (shadow, _) => open(writable, shadow.map(|shadow| Arc::new(shadow) as Arc<dyn Shadow>)),
+    }
+}
+
+/// The shadow a file has; only differencing disks have one.
+fn shadow_key(file: FileId, info: &ImageInfo) -> Option<ShadowKey> {
+    let bitmap_bytes = (info.block_size / 512).div_ceil(8).next_multiple_of(512);
+    (info.disk_type == DiskType::Differencing).then(|| ShadowKey {
+        file,
+        unique_id: info.unique_id.into_bytes(),
+        blocks: info.blocks,
+        bitmap_bytes,
+    })
+}
+
+/// The format by option or name.
+pub(crate) fn format_of(
+    fs: &Arc<dyn FileSystem>,
+    path: &Path,
+    explicit: Option<DiskFormat>,
+) -> Result<DiskFormat, OpenError> {
+    if let Some(format) = explicit {
+        return Ok(format);
+    }
+    if let Some(format) = DiskFormat::of_name(path) {
+        return Ok(format);
+    }
+    let meta = fs.metadata(path).map_err(|error| OpenError::from_io(path, "look at", error))?;
+    match meta.kind {
+        FileKind::BlockDevice => Ok(DiskFormat::Raw),
+        _ => Err(OpenError::UnknownFormat { path: path.to_owned() }),
+    }
+}

@@ -1,0 +1,76 @@
+//! How a disk is opened.
+
+use crate::seams::{ChangedRanges, WriteGate};
+use backstay_vhd::SizeRule;
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+/// Format of a disk file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum DiskFormat {
+    /// VHD: fixed, dynamic or differencing.
+    Vhd,
+    /// The bytes of the disk and nothing else.
+    Raw,
+}
+
+impl DiskFormat {
+    /// The format a file name stands for: `.vhd` and `.avhd` are VHD; `.raw`, `.img` and `.iso` are raw.
+    ///
+    /// The content is never looked at to decide: a guest can write anything into a raw disk, also what looks like a VHD
+    /// whose parent is `/etc/shadow`.
+    #[must_use]
+    pub fn of_name(path: &Path) -> Option<Self> {
+        let extension = path.extension()?.to_str()?.to_ascii_lowercase();
+        match extension.as_str() {
+            "vhd" | "avhd" => Some(Self::Vhd),
+            "raw" | "img" | "iso" => Some(Self::Raw),
+            _ => None,
+        }
+    }
+}
+
+/// How to open a disk. The default is for writing, with neither shadow nor hooks.
+#[derive(Clone, Debug, Default)]
+pub struct DiskOptions {
+    /// Refuse writes; many may have the disk open so.
+    pub read_only: bool,
+    /// Format of the file; by its name if not given. Parents are always VHD.
+    pub format: Option<DiskFormat>,
+    /// Folder for shadow files, best on a tmpfs. It is where bits of acknowledged writes survive the death of this
+    /// process. Without one each write that sets new bits of a differencing disk is synced before it is acknowledged.
+    pub runtime_dir: Option<PathBuf>,
+    /// What stored absolute paths of parents mean on this host: beginning of the stored path (`D:\VMs`,
+    /// `\\server\share`, compared without case) and the folder it stands for.
+    pub path_map: Vec<(String, PathBuf)>,
+    /// Folder that parents may not lie outside of.
+    pub root: Option<PathBuf>,
+    /// Which footer field is the size.
+    pub size_rule: SizeRule,
+    /// Asked before each change of a file.
+    pub gate: Option<Arc<dyn WriteGate>>,
+    /// Told of each change of content.
+    pub changed: Option<Arc<dyn ChangedRanges>>,
+}
+
+impl DiskOptions {
+    /// For looking only.
+    #[must_use]
+    pub fn read_only() -> Self {
+        Self { read_only: true, ..Self::default() }
+    }
+
+    /// Where commands of this host keep shadow files: `/run/backstay/shadow` for root, else `backstay/shadow` in
+    /// `$XDG_RUNTIME_DIR`. `None` if there is neither.
+    #[must_use]
+    pub fn default_runtime_dir() -> Option<PathBuf> {
+        if rustix::process::geteuid().is_root() {
+            return Some(PathBuf::from("/run/backstay/shadow"));
+        }
+        let folder = std::env::var_os("XDG_RUNTIME_DIR").filter(|value| !value.is_empty())?;
+        Some(PathBuf::from(folder).join("backstay/shadow"))
+    }
+}

@@ -1,0 +1,80 @@
+//! What of a range is allocated, for NBD's `base:allocation` and for copying.
+
+use crate::{
+    backend::BlockStatus,
+    layer::Layer,
+    walk::{Place, walk},
+};
+use std::{io, ops::ControlFlow, sync::Arc};
+
+/// Allocation of a range; at most `limit` runs.
+pub(crate) fn block_status(
+    layers: &[Arc<Layer>],
+    offset: u64,
+    len: u64,
+    limit: usize,
+) -> io::Result<Vec<BlockStatus>> {
+    let mut runs = Runs { found: Vec::new(), limit };
+    let mut add = |status| match runs.add(status) {
+        ControlFlow::Continue(()) => Ok(()),
+        ControlFlow::Break(()) => Err(io::Error::from(io::ErrorKind::Interrupted)),
+    };
+    let walked = walk(layers, offset, len, &mut |_, len, place| match place {
+        Place::Nowhere => add(BlockStatus { len, hole: true, zero: true }),
+        Place::Data { layer, file_offset } => data_runs(layer, file_offset, len, &mut |len, data| {
+            add(BlockStatus { len, hole: !data && layer.is_flat(), zero: !data })
+        }),
+    });
+    match walked {
+        Err(error) if error.kind() != io::ErrorKind::Interrupted => Err(error),
+        _ => Ok(runs.found),
+    }
+}
+
+/// Splits a range of a file into data and holes.
+pub(crate) fn data_runs(
+    layer: &Layer,
+    file_offset: u64,
+    len: u64,
+    visit: &mut dyn FnMut(u64, bool) -> io::Result<()>,
+) -> io::Result<()> {
+    let end = file_offset + len;
+    let mut at = file_offset;
+    while at < end {
+        let data = layer.file.next_data(at)?.unwrap_or(u64::MAX);
+        // Whole sectors: a run of a disk never ends inside one.
+        let hole_end = (data / 512 * 512).clamp(at, end);
+        if hole_end > at {
+            visit(hole_end - at, false)?;
+            at = hole_end;
+        }
+        if at < end {
+            let hole = layer.file.next_hole(data.max(at))?;
+            let data_end = hole.max(at + 1).next_multiple_of(512).min(end);
+            visit(data_end - at, true)?;
+            at = data_end;
+        }
+    }
+    Ok(())
+}
+
+struct Runs {
+    found: Vec<BlockStatus>,
+    limit: usize,
+}
+
+impl Runs {
+    fn add(&mut self, status: BlockStatus) -> ControlFlow<()> {
+        if let Some(last) = self.found.last_mut()
+            && (last.hole, last.zero) == (status.hole, status.zero)
+        {
+            last.len += status.len;
+            return ControlFlow::Continue(());
+        }
+        if self.found.len() >= self.limit.max(1) {
+            return ControlFlow::Break(());
+        }
+        self.found.push(status);
+        ControlFlow::Continue(())
+    }
+}

@@ -1,0 +1,6 @@
+//! The disk engine as its callers see it: on the host's files, and on a simulated file system that loses things.
+
+#![expect(clippy::unwrap_used, reason = "a panic in a test is the report")]
+
+mod model;
+mod support;

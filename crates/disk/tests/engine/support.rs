@@ -1,0 +1,70 @@
+//! What the tests share.
+
+use backstay_disk::{Backend, Disk, DiskOptions, Identity, NewDisk, create_disk, fs::HostFs};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+pub const BLOCK_SIZE: u32 = 512 << 10;
+
+/// A folder for disks. In memory where possible: these tests sync a lot.
+pub fn folder() -> tempfile::TempDir {
+    let memory = Path::new("/dev/shm");
+    if memory.is_dir() { tempfile::tempdir_in(memory) } else { tempfile::tempdir() }.unwrap()
+}
+
+/// Options with a shadow folder beside the disks, as the product uses them.
+pub fn with_shadow(folder: &Path) -> DiskOptions {
+    DiskOptions { runtime_dir: Some(folder.join("shadow")), ..DiskOptions::default() }
+}
+
+pub fn dynamic(folder: &Path, name: &str, size: u64) -> PathBuf {
+    let path = folder.join(name);
+    make(&path, &NewDisk::Dynamic { size, block_size: BLOCK_SIZE });
+    path
+}
+
+pub fn child_of(parent: &Path, path: &Path) {
+    make(path, &NewDisk::Differencing { parent: parent.to_owned(), block_size: BLOCK_SIZE });
+}
+
+pub fn make(path: &Path, what: &NewDisk) {
+    create_disk(&HostFs::shared(), path, what, Identity::fresh()).unwrap();
+}
+
+pub fn open(path: &Path, options: DiskOptions) -> Arc<Disk> {
+    Disk::open(path, options).unwrap_or_else(|error| panic!("{}", report(&error)))
+}
+
+/// An error with its causes, as a user reads it.
+pub fn report(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text += &format!(": {error}");
+        cause = error.source();
+    }
+    text
+}
+
+pub fn read_all(disk: &Disk) -> Vec<u8> {
+    let mut bytes = vec![0; usize::try_from(disk.size()).unwrap()];
+    disk.read(0, &mut bytes).unwrap();
+    bytes
+}
+
+/// The first differing sector, for a readable failure.
+#[track_caller]
+pub fn assert_same(found: &[u8], expected: &[u8], what: &str) {
+    assert_eq!(found.len(), expected.len(), "{what}: length");
+    if let Some(at) = found.iter().zip(expected).position(|(a, b)| a != b) {
+        let sector = at / 512;
+        panic!(
+            "{what}: sector {sector} (offset {:#x}) differs: found {:02x?}…, expected {:02x?}…",
+            sector * 512,
+            &found[sector * 512..sector * 512 + 20],
+            &expected[sector * 512..sector * 512 + 20]
+        );
+    }
+}
