@@ -29,7 +29,7 @@ guest: build ## build the test guests into target/guest
 	@$(XTASK) guest
 
 run: build ## start a host on this machine with a guest booted from a VHD
-	@$(XTASK) guest --need linux
+	@$(XTASK) guest
 	@$(SUDO) $(XTASK) run
 
 stop: ## turn the demo guest off and end the daemon that `make run` started

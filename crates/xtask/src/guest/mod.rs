@@ -8,7 +8,7 @@ mod micro;
 mod packages;
 
 use crate::target;
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use sha2::{Digest, Sha256};
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -78,4 +78,11 @@ fn relink(link: &Path, to: &Path) -> Result<()> {
     let _ = fs::remove_file(&temporary);
     symlink(to, &temporary)?;
     fs::rename(&temporary, link).with_context(|| format!("cannot replace {}", link.display()))
+}
+
+/// The Linux guest's raw disk.
+pub fn linux_image() -> Result<PathBuf> {
+    let image = target()?.join("guest").join("linux.img");
+    ensure!(image.is_file(), "{} is missing: `make guest` builds it", image.display());
+    Ok(image)
 }
