@@ -103,8 +103,8 @@ The guest '{DEMO}' is up: Linux, booted from {disk}.
 
   {backstay} vm list
   {backstay} vm console {DEMO}                 its serial console; leave with Ctrl-]
-  {backstay} checkpoint create {DEMO} first    while it runs
-  {backstay} revert {DEMO} --yes               memory and disk as they were
+  {backstay} checkpoint create {DEMO} first   while it runs
+  {backstay} checkpoint revert {DEMO} --yes    memory and disk as they were
   make stop                                    ends the guest and the daemon
 
 The daemon's log is {log}, its settings are {home}/backstay.toml.",

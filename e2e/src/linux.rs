@@ -1,0 +1,53 @@
+//! The Linux guest: a shell on the serial console.
+
+use crate::Console;
+use std::path::Path;
+
+const PROMPT: &str = "demo# ";
+
+/// A conversation with the shell of a running Linux guest.
+#[derive(Debug)]
+pub struct Linux {
+    console: Console,
+    commands: u32,
+}
+
+impl Linux {
+    /// Connects to a guest that is starting and waits for its shell.
+    ///
+    /// # Panics
+    /// When it does not boot.
+    #[must_use]
+    pub fn booting(socket: &Path) -> Self {
+        let mut console = Console::connect(socket).expect("the serial console");
+        console.until(PROMPT).expect("a booting Linux guest");
+        Self { console, commands: 0 }
+    }
+
+    /// Connects to a guest whose shell is waiting already.
+    ///
+    /// # Panics
+    /// When it cannot be reached.
+    #[must_use]
+    pub fn attach(socket: &Path) -> Self {
+        Self { console: Console::connect(socket).expect("the serial console"), commands: 0 }
+    }
+
+    /// Runs a command line and returns what it prints, without the terminal's echo.
+    ///
+    /// # Panics
+    /// When the guest does not answer, or the command fails.
+    pub fn run(&mut self, command: &str) -> String {
+        self.commands += 1;
+        let tag = format!("{}-{}", std::process::id(), self.commands);
+        // The echo of this line holds the marks with their quotes, the output without.
+        let line = format!("echo 'BEGIN'-{tag}; {command}; echo 'END'-{tag}-$?\n");
+        self.console.send(&line).expect("the console");
+        self.console.until(&format!("BEGIN-{tag}\r\n")).expect("the command's begin");
+        let output = self.console.until(&format!("END-{tag}-")).expect("the command's end");
+        let code = self.console.until("\r\n").expect("the exit code");
+        assert_eq!(code.trim(), "0", "in the guest, `{command}` failed: {output}");
+        let output = output.strip_suffix(&format!("END-{tag}-")).unwrap_or(&output);
+        output.replace("\r\n", "\n").trim_end().to_owned()
+    }
+}

@@ -1,0 +1,20 @@
+//! Whole stories: a user's commands against the real daemon, real workers and real guests, and what happens when any of
+//! them is killed.
+
+#![expect(clippy::unwrap_used, reason = "a panic in a test is the report")]
+
+mod bad_input;
+mod checkpoint;
+mod full_disk;
+mod kill_checkpoint;
+mod kill_daemon;
+mod kill_qemu;
+mod kill_worker;
+mod life;
+mod linux;
+mod unprivileged;
+
+/// The first disk, as the BIOS numbers them.
+const FIRST: u8 = 0x80;
+/// The second one.
+const SECOND: u8 = 0x81;
