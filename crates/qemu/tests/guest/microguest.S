@@ -1,4 +1,6 @@
-# microguest: BIOS boot-sector guest, serial command loop. as --32 ; ld -m elf_i386 -Ttext 0x7c00 --oformat binary
+# microguest: a boot sector with a command loop on the serial port.
+# Commands (no echo): p pong | c count in memory | rDDLLLLLLLL read a sector of BIOS drive DD | wDDLLLLLLLLVV fill it |
+# dNN dirty NN MiB | sNN sum them | eXXXXXXXX say it back | b burn | o power off. Numbers are hexadecimal.
 .code16
 .globl _start
 _start:
@@ -39,6 +41,7 @@ loop:
   cmpb $'s',%al; je c_sum
   cmpb $'o',%al; je c_off
   cmpb $'b',%al; je c_burn
+  cmpb $'e',%al; je c_echo
   jmp loop
 c_ping: movw $pong,%si; call puts; jmp loop
 c_cnt: incl counter; movb $'c',%al; call putc; movl counter,%eax; call hex32; call nl; jmp loop
@@ -46,6 +49,9 @@ c_off: movw $0x604,%dx; movw $0x2000,%ax; outw %ax,%dx; jmp loop
 c_burn: movl $0x10000000,%ecx
 5: decl %ecx; jnz 5b
   movb $'b',%al; call putc; call nl; jmp loop
+c_echo: movw $4,%cx; xorl %ebx,%ebx
+15: shll $8,%ebx; call rdhex2; movb %al,%bl; loop 15b
+  movb $'e',%al; call putc; movl %ebx,%eax; call hex32; call nl; jmp loop
 getarg: # DD LLLLLLLL -> drv, udap.lba
   call rdhex2; movb %al,udrv; movw $4,%cx; xorl %ebx,%ebx
 6: shll $8,%ebx; call rdhex2; movb %al,%bl; loop 6b

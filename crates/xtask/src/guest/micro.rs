@@ -6,7 +6,7 @@ use anyhow::Result;
 use std::fs;
 use std::path::Path;
 
-const SOURCE: &str = include_str!("../../../../e2e/guest/microguest.S");
+const SOURCE: &str = include_str!("../../../qemu/tests/guest/microguest.S");
 /// The code is 4608 bytes; the rest is room that tests write to.
 const DISK_BYTES: u64 = 1 << 20;
 
