@@ -216,6 +216,7 @@ fn an_aligned_write_is_not_lost_to_a_partial_one_in_the_same_sector() {
         // It has read the sector as it was and is about to write it back.
         rig.ram.gate.admit_one();
         rig.ram.gate.wait_for(1);
+        rig.ram.gate.close_behind();
         whole.request(1, 0, 0, 512, &[round; 512]);
         // Served by the same connection after the write was taken up.
         assert_eq!(whole.call(7, 0, 0, 4096, b"").map(drop), Ok(()));

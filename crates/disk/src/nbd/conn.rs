@@ -386,17 +386,7 @@ impl Drop for Worker {
 impl Worker {
     fn run(mut self, mut reader: Option<Reader>) {
         loop {
-            let mine = match reader.take() {
-                Some(reader) => reader,
-                None => match self.conn.follow() {
-                    Some(reader) => {
-                        // The former leader may be stuck with replies that collected before.
-                        self.conn.flush();
-                        reader
-                    }
-                    None => return,
-                },
-            };
+            let Some(mine) = reader.take().or_else(|| self.conn.follow()) else { return };
             if self.lead(mine).is_err() {
                 self.conn.end();
                 return;

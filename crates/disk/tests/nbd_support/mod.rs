@@ -55,7 +55,10 @@ pub struct Gate {
 
 #[derive(Debug, Default)]
 struct Held {
-    closed: bool,
+    /// Calls with a number below this wait.
+    before: u64,
+    /// The number of the next call.
+    next: u64,
     waiting: usize,
     /// Calls that may pass although it is closed.
     tickets: usize,
@@ -63,11 +66,17 @@ struct Held {
 
 impl Gate {
     pub fn close(&self) {
-        self.state.lock().unwrap().closed = true;
+        self.state.lock().unwrap().before = u64::MAX;
+    }
+
+    /// Holds only the calls that wait already.
+    pub fn close_behind(&self) {
+        let mut state = self.state.lock().unwrap();
+        state.before = state.next;
     }
 
     pub fn open(&self) {
-        self.state.lock().unwrap().closed = false;
+        self.state.lock().unwrap().before = 0;
         self.changed.notify_all();
     }
 
@@ -89,9 +98,11 @@ impl Gate {
 
     fn pass(&self) {
         let mut state = self.state.lock().unwrap();
+        let number = state.next;
+        state.next += 1;
         state.waiting += 1;
         self.changed.notify_all();
-        while state.closed && state.tickets == 0 {
+        while number < state.before && state.tickets == 0 {
             state = self.changed.wait(state).unwrap();
         }
         state.tickets = state.tickets.saturating_sub(1);
@@ -100,7 +111,7 @@ impl Gate {
     }
 
     fn is_closed(&self) -> bool {
-        self.state.lock().unwrap().closed
+        self.state.lock().unwrap().before == u64::MAX
     }
 }
 
