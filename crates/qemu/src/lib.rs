@@ -5,6 +5,7 @@
 
 pub mod accel;
 pub mod argv;
+pub mod lifecycle;
 pub mod paths;
 pub mod process;
 pub mod qmp;

@@ -1,0 +1,204 @@
+//! What goes into the state machine and what comes out.
+
+use crate::qmp::{QmpEvent, RunState};
+use backstay_model::{RecoveryAction, VmState};
+use std::time::Duration;
+
+/// What a user asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum UserRequest {
+    /// Stop the processors.
+    Pause,
+    /// Continue.
+    Resume,
+    /// Reset button.
+    Reset,
+    /// ACPI power button.
+    Shutdown,
+    /// Pull the plug.
+    TurnOff,
+}
+
+/// Something that happened.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// QEMU is up, its state (if any) is loaded and the processors stand still; `run`: they are to execute.
+    Ready {
+        /// False for a machine that is started paused or was saved paused.
+        run: bool,
+    },
+    /// A QEMU of a former worker was taken over.
+    Adopted {
+        /// Answer of `query-status`.
+        status: RunState,
+        /// As the former worker recorded it.
+        paused_by_user: bool,
+    },
+    /// QEMU could not be started. There is no process.
+    StartFailed {
+        /// In words.
+        reason: String,
+    },
+    /// QEMU's `STOP`.
+    Stopped,
+    /// QEMU's `RESUME`.
+    Resumed,
+    /// QEMU's `RESET`.
+    WasReset,
+    /// QEMU's `SHUTDOWN`.
+    ShutDown {
+        /// `guest-shutdown`, `host-qmp-quit`, `host-signal` …
+        reason: String,
+    },
+    /// QEMU's `BLOCK_IO_ERROR` with action `stop`.
+    IoError {
+        /// Node or device.
+        node: String,
+        /// QEMU's words.
+        reason: String,
+    },
+    /// Answer to [`Effect::QueryStatus`].
+    Status(RunState),
+    /// The control connection ended although QEMU has not.
+    QmpLost,
+    /// It is there again; with the answer of `query-status`.
+    QmpBack(RunState),
+    /// QEMU ended. Feed what it said before this.
+    Exited {
+        /// In words.
+        reason: String,
+        /// It ended in order, as far as its status or its pid file tell.
+        orderly: bool,
+    },
+    /// A user's wish.
+    User(UserRequest),
+    /// From here on a checkpoint stops and continues the guest; it leaves the guest running exactly if
+    /// [`super::Lifecycle::wants_to_run`].
+    CheckpointBegin,
+    /// The guest is no longer stopped by the checkpoint, whatever became of it.
+    CheckpointEnd,
+    /// The clock reached [`super::Lifecycle::next_deadline`].
+    Tick,
+}
+
+impl Event {
+    /// The meaning of an event of QEMU's; none if it has none here.
+    #[must_use]
+    pub fn from_qmp(event: &QmpEvent) -> Option<Self> {
+        let text = |key: &str| event.data[key].as_str().unwrap_or_default().to_owned();
+        match event.name.as_str() {
+            "STOP" => Some(Self::Stopped),
+            "RESUME" => Some(Self::Resumed),
+            "RESET" => Some(Self::WasReset),
+            "SHUTDOWN" => Some(Self::ShutDown { reason: text("reason") }),
+            "BLOCK_IO_ERROR" if event.data["action"] == "stop" => {
+                let node = text("node-name");
+                let node = if node.is_empty() { text("device") } else { node };
+                Some(Self::IoError { node, reason: text("reason") })
+            }
+            _ => None,
+        }
+    }
+}
+
+/// A control command without arguments.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Command {
+    /// `cont`
+    Cont,
+    /// `stop`
+    Stop,
+    /// `system_reset`
+    SystemReset,
+    /// `system_powerdown`
+    SystemPowerdown,
+    /// `quit`
+    Quit,
+}
+
+/// Something to do. Commands are sent in this order; their failures need no report, what matters shows in events.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Effect {
+    /// Send to QEMU.
+    Send(Command),
+    /// Ask `query-status` after the commands before it, answer with [`Event::Status`].
+    QueryStatus,
+    /// Connect again, answer with [`Event::QmpBack`] on success.
+    ReconnectQmp,
+    /// Kill QEMU.
+    Kill,
+    /// Start a new QEMU, answer with [`Event::Ready`] or [`Event::StartFailed`].
+    Restart,
+    /// Tell the world.
+    Publish {
+        /// Before.
+        from: VmState,
+        /// After.
+        to: VmState,
+        /// Why.
+        reason: String,
+    },
+    /// A disk request failed and the guest was stopped before it could see it.
+    StorageStalled {
+        /// Node or device.
+        node: String,
+        /// QEMU's words.
+        reason: String,
+    },
+    /// The guest runs again after [`Effect::StorageStalled`].
+    StorageRecovered,
+    /// QEMU ended without being asked.
+    Died {
+        /// How.
+        reason: String,
+        /// What follows.
+        action: String,
+    },
+    /// Close the disks and end the worker.
+    Finish {
+        /// [`VmState::Off`] or [`VmState::Failed`].
+        state: VmState,
+        /// Why.
+        reason: String,
+    },
+}
+
+/// What happens when QEMU ends by itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RecoveryPolicy {
+    /// Restart or not.
+    pub action: RecoveryAction,
+    /// Restarts within `window` before giving up.
+    pub limit: usize,
+    /// How long a restart counts.
+    pub window: Duration,
+}
+
+impl RecoveryPolicy {
+    /// Five restarts within ten minutes.
+    #[must_use]
+    pub fn new(action: RecoveryAction) -> Self {
+        Self { action, limit: 5, window: Duration::from_secs(600) }
+    }
+
+    /// How long to wait before the next restart, or why there is none. The first is at once, then 1, 2, 4 … s.
+    ///
+    /// # Errors
+    /// The words for giving up.
+    pub fn decide(&self, former: &[Duration], now: Duration) -> Result<Duration, String> {
+        if self.action == RecoveryAction::None {
+            return Err("stays off, as its recovery action says".to_owned());
+        }
+        let recent = former.iter().filter(|&&at| now.saturating_sub(at) < self.window).count();
+        if recent >= self.limit {
+            let minutes = self.window.as_secs() / 60;
+            return Err(format!("stays off: it was restarted {recent} times within {minutes} minutes"));
+        }
+        let wait = match u32::try_from(recent) {
+            Ok(0) => 0,
+            Ok(n) => 1u64 << (n - 1).min(6),
+            Err(_) => 64,
+        };
+        Ok(Duration::from_secs(wait))
+    }
+}
