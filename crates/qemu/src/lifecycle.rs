@@ -439,7 +439,9 @@ impl Turn<'_> {
     }
 
     fn finish(&mut self, state: VmState, reason: String) {
+        let wants_to_run = self.life.wants_to_run;
         self.forget_process();
+        self.life.wants_to_run = wants_to_run;
         self.life.phase = Phase::Ended(state);
         self.reason.clone_from(&reason);
         self.publish();

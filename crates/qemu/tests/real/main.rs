@@ -3,4 +3,5 @@
 
 mod accel;
 mod common;
+mod golden;
 mod guest;
