@@ -144,6 +144,29 @@ impl Guest {
         }
     }
 
+    /// Ignores what was said before (a console's past, the answer to a command of a lost connection) and waits until the
+    /// guest answers. What another connection had sent only half of is ended by its way of reading digits.
+    ///
+    /// # Errors
+    /// The guest does not answer in time.
+    pub async fn resync(&mut self) -> io::Result<()> {
+        const QUIET: Duration = Duration::from_millis(400);
+        let deadline = tokio::time::Instant::now() + self.patience;
+        loop {
+            self.stream.write_all(b"p").await?;
+            let mut answered = false;
+            while let Ok(line) = tokio::time::timeout(QUIET, self.line()).await {
+                answered = line? == "pong";
+            }
+            if answered {
+                return Ok(());
+            }
+            if tokio::time::Instant::now() > deadline {
+                return Err(io::Error::new(io::ErrorKind::TimedOut, "the guest does not answer"));
+            }
+        }
+    }
+
     /// Whether the guest answers at all.
     ///
     /// # Errors

@@ -1,137 +1,96 @@
-//! Names of the files and sockets in a machine's run folder.
+//! A machine's run folder: QEMU's files as [`RunPaths`] names them, and the worker's own.
 
+use backstay_qemu::paths::{PathError, RunPaths};
+use rustix::fs::Mode;
+use std::io;
+use std::ops::Deref;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-
-/// Longest run folder path, in bytes: socket addresses hold 107 bytes, and names below the folder take up to 24.
-const MAX_PATH_LEN: usize = 83;
-
-/// A run folder whose path is too long for the sockets in it.
-#[derive(Debug, thiserror::Error)]
-#[error(
-    "the run folder {path} has a path of {len} bytes: socket addresses allow {MAX_PATH_LEN}; use a shorter path such as /run/backstay"
-)]
-pub struct PathTooLong {
-    path: PathBuf,
-    len: usize,
-}
 
 /// One machine's run folder: lives as long as the machine runs, on a file system in memory.
 #[derive(Clone, Debug)]
 pub struct RunDir {
-    root: PathBuf,
+    paths: RunPaths,
+}
+
+impl Deref for RunDir {
+    type Target = RunPaths;
+
+    fn deref(&self) -> &RunPaths {
+        &self.paths
+    }
 }
 
 impl RunDir {
     /// Names the folder; touches nothing.
     ///
     /// # Errors
-    /// [`PathTooLong`].
-    pub fn new(root: &Path) -> Result<Self, PathTooLong> {
-        let len = root.as_os_str().len();
-        if len > MAX_PATH_LEN {
-            return Err(PathTooLong { path: root.into(), len });
-        }
-        Ok(Self { root: root.into() })
-    }
-
-    /// The folder.
-    #[must_use]
-    pub fn root(&self) -> &Path {
-        &self.root
-    }
-
-    /// What to run: [`crate::control::LaunchRecord`].
-    #[must_use]
-    pub fn launch(&self) -> PathBuf {
-        self.root.join("launch.json")
+    /// A path that sockets cannot hold.
+    pub fn new(root: &Path) -> Result<Self, PathError> {
+        Ok(Self { paths: RunPaths::new(root)? })
     }
 
     /// The launch record of a machine that has ended: a worker that is started by mistake finds nothing to run.
     #[must_use]
     pub fn ended(&self) -> PathBuf {
-        self.root.join("ended.json")
+        self.dir().join("ended.json")
     }
 
     /// Held by the one worker of this folder.
     #[must_use]
     pub fn lock(&self) -> PathBuf {
-        self.root.join("worker.lock")
+        self.dir().join("worker.lock")
     }
 
-    /// The control socket.
-    #[must_use]
-    pub fn control_socket(&self) -> PathBuf {
-        self.root.join("worker.sock")
-    }
-
-    /// All events, one JSON object per line.
-    #[must_use]
-    pub fn events(&self) -> PathBuf {
-        self.root.join("events.jsonl")
-    }
-
-    /// Which file is the top of each disk that has been switched since the launch record was written.
-    #[must_use]
-    pub fn tops(&self) -> PathBuf {
-        self.root.join("tops.json")
-    }
-
-    /// The QEMU process that belongs to this folder.
+    /// What the next worker has to know: [`crate::instance::Instance`].
     #[must_use]
     pub fn instance(&self) -> PathBuf {
-        self.root.join("qemu.json")
+        self.dir().join("instance.json")
     }
 
     /// The checkpoint that is being taken.
     #[must_use]
     pub fn intent(&self) -> PathBuf {
-        self.root.join("checkpoint.json")
-    }
-
-    /// Serial console for any number of clients.
-    #[must_use]
-    pub fn console_socket(&self) -> PathBuf {
-        self.root.join("console.sock")
-    }
-
-    /// The disks, one NBD export each.
-    #[must_use]
-    pub fn nbd_socket(&self) -> PathBuf {
-        self.root.join("nbd.sock")
-    }
-
-    /// Memory streams from and to QEMU.
-    #[must_use]
-    pub fn stream_socket(&self) -> PathBuf {
-        self.root.join("stream.sock")
-    }
-
-    /// Bitmaps of acknowledged writes that survive the death of the worker.
-    #[must_use]
-    pub fn shadow(&self) -> PathBuf {
-        self.root.join("shadow")
+        self.dir().join("checkpoint.json")
     }
 
     /// Output of the worker.
     #[must_use]
     pub fn worker_log(&self) -> PathBuf {
-        self.root.join("worker.log")
+        self.dir().join("worker.log")
     }
 
-    /// The only folder below this one that QEMU's user may write to.
+    /// Where QEMU writes a picture of the screen.
     #[must_use]
-    pub fn qemu(&self) -> PathBuf {
-        self.root.join("qemu")
+    pub fn screenshot(&self) -> PathBuf {
+        self.dir().join("screen.png")
+    }
+
+    /// Lets QEMU, running as `gid`, make its sockets and logs here. The sticky bit keeps it from replacing our files.
+    ///
+    /// # Errors
+    /// As the file system.
+    pub fn open_to_qemu(&self, gid: Option<u32>) -> io::Result<()> {
+        let Some(gid) = gid else { return Ok(()) };
+        std::os::unix::fs::chown(self.dir(), None, Some(gid))?;
+        std::fs::set_permissions(self.dir(), std::fs::Permissions::from_mode(0o1770))?;
+        // QEMU's log is opened here and inherited; the serial log is QEMU's own.
+        Ok(())
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
+/// From now on new files are for user and group only.
+pub fn restrict_new_files() {
+    rustix::process::umask(Mode::from_raw_mode(0o007));
+}
 
-    #[test]
-    fn a_path_that_sockets_cannot_hold_is_refused_with_the_limit() {
-        let error = RunDir::new(Path::new(&format!("/{}", "x".repeat(90)))).unwrap_err();
-        assert!(error.to_string().contains("91 bytes") && error.to_string().contains("83"), "{error}");
+/// Gives a socket or file of ours to QEMU's group.
+///
+/// # Errors
+/// As the file system.
+pub fn share_with(path: &Path, gid: Option<u32>) -> io::Result<()> {
+    if gid.is_some() {
+        std::os::unix::fs::chown(path, None, gid)?;
     }
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o660))
 }

@@ -7,7 +7,8 @@ use std::sync::Arc;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinSet;
 
 /// Longest request line in bytes.
 const MAX_LINE: u64 = 1 << 20;
@@ -23,14 +24,20 @@ pub struct Call {
     pub reply: oneshot::Sender<Result<Reply, WorkerError>>,
 }
 
-/// Serves connections until the owner is gone.
-pub async fn serve(listener: UnixListener, calls: mpsc::Sender<Call>, spool: Arc<Spool>) {
+/// Whether the worker is about to end.
+type Ending = watch::Receiver<bool>;
+
+/// Serves connections until `ending` is true, then lets every client have its last answers and events.
+pub async fn serve(listener: UnixListener, calls: mpsc::Sender<Call>, spool: Arc<Spool>, mut ending: Ending) {
+    let (mut connections, for_each) = (JoinSet::new(), ending.clone());
     loop {
         tokio::select! {
-            () = calls.closed() => return,
+            () = over(&mut ending) => break,
+            Some(_) = connections.join_next(), if !connections.is_empty() => {}
             accepted = listener.accept() => match accepted {
                 Ok((stream, _)) => {
-                    tokio::spawn(connection(stream, calls.clone(), Arc::clone(&spool)));
+                    let (calls, spool) = (calls.clone(), Arc::clone(&spool));
+                    connections.spawn(connection(stream, calls, spool, for_each.clone()));
                 }
                 Err(error) => {
                     tracing::warn!(%error, "a control connection could not be accepted");
@@ -39,14 +46,20 @@ pub async fn serve(listener: UnixListener, calls: mpsc::Sender<Call>, spool: Arc
             },
         }
     }
+    drop(listener);
+    while connections.join_next().await.is_some() {}
 }
 
-async fn connection(stream: UnixStream, calls: mpsc::Sender<Call>, spool: Arc<Spool>) {
+async fn connection(stream: UnixStream, calls: mpsc::Sender<Call>, spool: Arc<Spool>, mut ending: Ending) {
     let (read, write) = stream.into_split();
     let (out, frames) = mpsc::channel(OUT_QUEUE);
     let writer = tokio::spawn(write_frames(write, frames));
-    if let Err(error) = read_requests(read, &calls, &spool, out).await {
-        tracing::warn!(%error, "a control connection ended");
+    let for_events = ending.clone();
+    tokio::select! {
+        read = read_requests(read, &calls, &spool, out, for_events) => if let Err(error) = read {
+            tracing::warn!(%error, "a control connection ended");
+        },
+        () = over(&mut ending) => {}
     }
     // Replies still under way are written; the last sender to go ends the writer.
     let _ = writer.await;
@@ -67,6 +80,7 @@ async fn read_requests(
     calls: &mpsc::Sender<Call>,
     spool: &Arc<Spool>,
     out: mpsc::Sender<ServerFrame>,
+    ending: Ending,
 ) -> io::Result<()> {
     let mut reader = BufReader::new(read);
     let mut line = Vec::new();
@@ -85,7 +99,7 @@ async fn read_requests(
         match serde_json::from_slice::<RequestFrame>(&line) {
             Ok(RequestFrame { id, request: Request::Subscribe { after } }) => {
                 let _ = out.send(reply(id, Ok(Reply::Done))).await;
-                tokio::spawn(send_events(after, Arc::clone(spool), out.clone()));
+                tokio::spawn(send_events(after, Arc::clone(spool), out.clone(), ending.clone()));
             }
             Ok(frame) => {
                 tokio::spawn(answer(frame, calls.clone(), out.clone()));
@@ -95,6 +109,11 @@ async fn read_requests(
             }
         }
     }
+}
+
+/// Returns when the worker is about to end.
+async fn over(ending: &mut Ending) {
+    let _ = ending.wait_for(|ending| *ending).await;
 }
 
 fn reply(id: u64, result: Result<Reply, WorkerError>) -> ServerFrame {
@@ -125,16 +144,14 @@ async fn answer(frame: RequestFrame, calls: mpsc::Sender<Call>, out: mpsc::Sende
     let _ = out.send(reply(frame.id, result)).await;
 }
 
-async fn send_events(mut after: u64, spool: Arc<Spool>, out: mpsc::Sender<ServerFrame>) {
+async fn send_events(mut after: u64, spool: Arc<Spool>, out: mpsc::Sender<ServerFrame>, mut ending: Ending) {
     let mut follow = spool.follow();
     loop {
         follow.borrow_and_update();
+        let last = *ending.borrow();
         let events = match spool.after(after) {
             Ok(events) => events,
-            Err(error) => {
-                tracing::warn!(%error, "events could not be read back");
-                return;
-            }
+            Err(error) => return tracing::warn!(%error, "events could not be read back"),
         };
         for event in events {
             after = event.seq;
@@ -142,8 +159,12 @@ async fn send_events(mut after: u64, spool: Arc<Spool>, out: mpsc::Sender<Server
                 return;
             }
         }
+        if last {
+            return;
+        }
         tokio::select! {
             changed = follow.changed() => if changed.is_err() { return },
+            () = over(&mut ending) => {}
             () = out.closed() => return,
         }
     }
@@ -171,7 +192,9 @@ mod tests {
         spool.append(1, warning("one"));
         spool.append(2, warning("two"));
         let (calls, mut owner) = mpsc::channel(4);
-        tokio::spawn(serve(UnixListener::bind(&socket).unwrap(), calls, Arc::clone(&spool)));
+        let (ending, ended) = watch::channel(false);
+        let listener = UnixListener::bind(&socket).unwrap();
+        let server = tokio::spawn(serve(listener, calls, Arc::clone(&spool), ended));
 
         let client = Arc::new(WorkerClient::connect(&socket).await.unwrap());
         let slow = tokio::spawn({
@@ -200,7 +223,13 @@ mod tests {
         let line = BufReader::new(&mut raw).lines().next_line().await.unwrap().unwrap();
         assert!(line.contains("\"id\":7") && line.contains("unknown"), "{line}");
 
+        spool.append(4, warning("last"));
         drop(owner);
+        ending.send_replace(true);
+        assert_eq!(timeout(PATIENCE, events.next()).await.unwrap().unwrap().seq, 4);
+        assert!(timeout(PATIENCE, events.next()).await.unwrap().is_none(), "then the stream ends");
+        drop(raw);
+        timeout(PATIENCE, server).await.unwrap().unwrap();
         let gone = client.call(Request::Hello, PATIENCE).await.unwrap_err();
         assert!(matches!(gone, ClientError::Worker(_) | ClientError::Disconnected { .. }), "{gone:?}");
     }

@@ -1,10 +1,13 @@
 //! Decides how a checkpoint is taken, before anything is touched.
 
 use super::descriptor::StreamFormat;
-use crate::control::{CheckpointRequest, LayerSwitch};
+use crate::control::{CheckpointRequest, LayerSwitch, SaveRequest};
 use backstay_model::{CheckpointId, DriveSlot, MemoryMethod};
 use serde::Serialize;
 use std::path::PathBuf;
+
+/// Capabilities of a save by QEMU itself into a file.
+const STOPPED: [&str; 2] = ["mapped-ram", "multifd"];
 
 /// What the machine does now, as far as a checkpoint cares.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,8 +50,10 @@ pub struct Plan {
     pub capabilities: Vec<&'static str>,
     /// Layout of the memory file.
     pub stream: StreamFormat,
-    /// The guest executes now and has to execute afterwards.
+    /// The guest executes now.
     pub running: bool,
+    /// It has to execute again afterwards.
+    pub resume: bool,
     /// The disks' steps.
     pub switches: Vec<LayerSwitch>,
     /// Where memory goes.
@@ -100,16 +105,7 @@ pub enum PlanError {
 /// # Errors
 /// [`PlanError`]; nothing was touched.
 pub fn plan(request: &CheckpointRequest, situation: &Situation) -> Result<Plan, PlanError> {
-    if let Some(busy) = situation.busy {
-        return Err(PlanError::Busy(busy));
-    }
-    let running = match situation.activity {
-        Activity::Running => true,
-        Activity::Paused => false,
-        Activity::PausedAfterSave => return Err(PlanError::PausedAfterSave),
-        Activity::Stalled => return Err(PlanError::Stalled),
-        Activity::Other => return Err(PlanError::State),
-    };
+    let running = may_begin(situation)?;
     check_disks(request, &situation.tops)?;
     let files = [&request.memory_file, &request.descriptor_file];
     let targets = request.disks.iter().map(|d| &d.to);
@@ -119,9 +115,7 @@ pub fn plan(request: &CheckpointRequest, situation: &Situation) -> Result<Plan, 
     let (method, reason) = choose(running, situation.no_background.as_deref());
     let (capabilities, stream) = match method {
         MemoryMethod::Background => (vec!["background-snapshot"], StreamFormat::Zstd),
-        MemoryMethod::LiveMappedRam | MemoryMethod::Stopped => {
-            (vec!["mapped-ram", "multifd"], StreamFormat::MappedRam)
-        }
+        MemoryMethod::LiveMappedRam | MemoryMethod::Stopped => (STOPPED.to_vec(), StreamFormat::MappedRam),
     };
     Ok(Plan {
         checkpoint: request.checkpoint,
@@ -130,10 +124,48 @@ pub fn plan(request: &CheckpointRequest, situation: &Situation) -> Result<Plan, 
         capabilities,
         stream,
         running,
+        resume: running,
         switches: request.disks.clone(),
         memory_file: request.memory_file.clone(),
         descriptor_file: request.descriptor_file.clone(),
     })
+}
+
+/// Plans a save: the machine ends afterwards, so its disks stay as they are and the fastest way is the stopped one.
+///
+/// # Errors
+/// [`PlanError`]; nothing was touched.
+pub fn plan_save(request: &SaveRequest, situation: &Situation) -> Result<Plan, PlanError> {
+    let running = may_begin(situation)?;
+    let files = [&request.memory_file, &request.descriptor_file];
+    if let Some(path) = files.into_iter().find(|path| !path.is_absolute()) {
+        return Err(PlanError::Relative(path.clone()));
+    }
+    Ok(Plan {
+        checkpoint: request.id,
+        method: MemoryMethod::Stopped,
+        reason: "the machine ends afterwards".into(),
+        capabilities: STOPPED.to_vec(),
+        stream: StreamFormat::MappedRam,
+        running,
+        resume: false,
+        switches: Vec::new(),
+        memory_file: request.memory_file.clone(),
+        descriptor_file: request.descriptor_file.clone(),
+    })
+}
+
+fn may_begin(situation: &Situation) -> Result<bool, PlanError> {
+    if let Some(busy) = situation.busy {
+        return Err(PlanError::Busy(busy));
+    }
+    match situation.activity {
+        Activity::Running => Ok(true),
+        Activity::Paused => Ok(false),
+        Activity::PausedAfterSave => Err(PlanError::PausedAfterSave),
+        Activity::Stalled => Err(PlanError::Stalled),
+        Activity::Other => Err(PlanError::State),
+    }
 }
 
 /// A paused machine too is saved by a background snapshot where that works: after any other save QEMU refuses a second

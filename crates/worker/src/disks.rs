@@ -1,0 +1,247 @@
+//! The machine's drives: chains opened by the disk engine and offered to QEMU, one NBD export each.
+
+use crate::checkpoint::tops::Tops;
+use crate::control::{DiskStatus, LayerSwitch};
+use crate::run_dir::{RunDir, share_with};
+use backstay_disk::nbd::{BindError, ExportError, ExportSpec, Server};
+use backstay_disk::{
+    CloseError, CreateError, Disk, DiskFormat, DiskOptions, Identity, OpenError, Switch, SwitchError,
+    Switched, switch_back_all,
+};
+use backstay_model::{CheckpointDisk, DriveMedia, DriveSlot, VmSpec};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+/// How long requests in flight may hold up a step.
+const DRAIN: Duration = Duration::from_secs(10);
+/// How long QEMU may take to read its last answers.
+const HANG_UP: Duration = Duration::from_secs(2);
+
+/// Something about the drives failed.
+#[derive(Debug, thiserror::Error)]
+pub enum DisksError {
+    /// A chain cannot be opened.
+    #[error("the drive at {slot} cannot be opened")]
+    Open {
+        /// Where it is attached.
+        slot: DriveSlot,
+        /// Why.
+        #[source]
+        source: Box<OpenError>,
+    },
+    /// QEMU could not reach them.
+    #[error("the disks cannot be offered to QEMU")]
+    Bind(#[source] BindError),
+    /// QEMU could not reach one.
+    #[error("a disk cannot be offered to QEMU")]
+    Export(#[source] ExportError),
+    /// A file in the run folder.
+    #[error("{path} cannot be used")]
+    RunFile {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// A new top cannot be made.
+    #[error("the differencing disk for {slot} cannot be made")]
+    Child {
+        /// Where its parent is attached.
+        slot: DriveSlot,
+        /// Why.
+        #[source]
+        source: Box<CreateError>,
+    },
+    /// The disks cannot get their new tops.
+    #[error("the disks cannot step onto their new files")]
+    Switch(#[source] Box<SwitchError>),
+    /// A defect of this program.
+    #[error("the disk engine failed: {0}")]
+    Failed(String),
+    /// A disk that is not attached.
+    #[error("there is no disk at {0}")]
+    NoDisk(DriveSlot),
+}
+
+#[derive(Debug)]
+struct Drive {
+    slot: DriveSlot,
+    /// The file as the configuration names it; changes with each switch.
+    top: Mutex<PathBuf>,
+    disk: Arc<Disk>,
+    hard_disk: bool,
+}
+
+impl Drive {
+    fn top(&self) -> MutexGuard<'_, PathBuf> {
+        self.top.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// All drives with a medium.
+#[derive(Debug)]
+pub struct DiskSet {
+    drives: Vec<Drive>,
+    server: Mutex<Option<Server>>,
+}
+
+impl DiskSet {
+    /// Opens every chain at its newest top and serves it. Blocks.
+    ///
+    /// # Errors
+    /// [`DisksError`]; nothing stays open then.
+    pub fn open(run: &RunDir, spec: &VmSpec, qemu_gid: Option<u32>) -> Result<Self, DisksError> {
+        let run_file = |path: PathBuf| move |source| DisksError::RunFile { path, source };
+        let shadow = run.shadow();
+        std::fs::create_dir_all(&shadow).map_err(run_file(shadow.clone()))?;
+        let tops = Tops::read(&run.tops()).map_err(run_file(run.tops()))?;
+        let server = Server::bind(&run.nbd(), 0o600).map_err(DisksError::Bind)?;
+        share_with(&run.nbd(), qemu_gid).map_err(run_file(run.nbd()))?;
+        let mut drives = Vec::new();
+        for drive in &spec.drives {
+            let (path, options) = match &drive.media {
+                DriveMedia::Disk(path) => {
+                    let options = DiskOptions { runtime_dir: Some(shadow.clone()), ..DiskOptions::default() };
+                    (tops.resolve(drive.slot, path, Path::exists), options)
+                }
+                DriveMedia::Iso(path) => {
+                    (path.clone(), DiskOptions { format: Some(DiskFormat::Raw), ..DiskOptions::read_only() })
+                }
+                DriveMedia::EmptyOptical => continue,
+            };
+            let hard_disk = !options.read_only;
+            let disk = Disk::open(&path, options)
+                .map_err(|source| DisksError::Open { slot: drive.slot, source: Box::new(source) })?;
+            drives.push(Drive { slot: drive.slot, top: Mutex::new(path), disk, hard_disk });
+        }
+        for drive in &drives {
+            let export = ExportSpec {
+                name: drive.slot.export_name(),
+                description: drive.top().display().to_string(),
+                backend: drive.disk.clone(),
+                read_only: !drive.hard_disk,
+            };
+            server.add_export(export).map_err(DisksError::Export)?;
+        }
+        Ok(Self { drives, server: Mutex::new(Some(server)) })
+    }
+
+    /// What was strange about the files.
+    #[must_use]
+    pub fn warnings(&self) -> Vec<String> {
+        let of_drive = |drive: &Drive| {
+            let slot = drive.slot;
+            drive.disk.warnings().iter().map(move |w| format!("{slot}: {w}")).collect::<Vec<_>>()
+        };
+        self.drives.iter().flat_map(of_drive).collect()
+    }
+
+    /// The file on top of each hard disk.
+    #[must_use]
+    pub fn tops(&self) -> Vec<(DriveSlot, PathBuf)> {
+        self.hard_disks().map(|drive| (drive.slot, drive.top().clone())).collect()
+    }
+
+    /// The disks' files as they belong to a checkpoint: those a step made read-only, else the tops (for a save).
+    #[must_use]
+    pub fn at_checkpoint(&self, switches: &[LayerSwitch]) -> Vec<CheckpointDisk> {
+        let file = |drive: &Drive| match switches.iter().find(|s| s.slot == drive.slot) {
+            Some(switch) => switch.from.clone(),
+            None => drive.top().clone(),
+        };
+        self.hard_disks().map(|drive| CheckpointDisk { slot: drive.slot, file: file(drive) }).collect()
+    }
+
+    /// Chains and numbers of the hard disks.
+    #[must_use]
+    pub fn status(&self) -> Vec<DiskStatus> {
+        let of_drive = |drive: &Drive| {
+            let (stats, chain) = (drive.disk.stats(), drive.disk.chain());
+            DiskStatus {
+                slot: drive.slot,
+                size: chain.first().map_or(0, |layer| layer.size),
+                chain: chain.into_iter().map(|layer| layer.path).collect(),
+                reads: stats.reads,
+                writes: stats.writes,
+                read_bytes: stats.read_bytes,
+                written_bytes: stats.written_bytes,
+            }
+        };
+        self.hard_disks().map(of_drive).collect()
+    }
+
+    /// Makes the empty children, durably, and opens them: all that can be done while the guest runs. Blocks.
+    ///
+    /// # Errors
+    /// [`DisksError`]; some children may exist then.
+    pub fn prepare(&self, switches: &[LayerSwitch]) -> Result<Switch, DisksError> {
+        let mut pairs = Vec::new();
+        for switch in switches {
+            let drive = self.drive(switch.slot)?;
+            drive
+                .disk
+                .prepare_child(&switch.to, Identity::fresh())
+                .map_err(|source| DisksError::Child { slot: switch.slot, source: Box::new(source) })?;
+            pairs.push((Arc::clone(&drive.disk), switch.to.clone()));
+        }
+        Switch::prepare(pairs).map_err(|source| DisksError::Switch(Box::new(source)))
+    }
+
+    /// Steps onto the children at one instant. Blocks for as long as requests are in flight, so call it while the guest is
+    /// stopped. What is left to do with the result can wait until the guest runs.
+    ///
+    /// # Errors
+    /// [`DisksError::Switch`]; then no disk has stepped.
+    pub fn flip(&self, prepared: Switch, switches: &[LayerSwitch]) -> Result<Switched, DisksError> {
+        let switched = prepared.commit(DRAIN).map_err(|source| DisksError::Switch(Box::new(source)))?;
+        for switch in switches {
+            self.drive(switch.slot)?.top().clone_from(&switch.to);
+        }
+        Ok(switched)
+    }
+
+    /// Steps back from the children and removes them. A disk whose child has been written to stays on it and is named in
+    /// the result. Blocks.
+    pub fn unflip(&self, switches: &[LayerSwitch]) -> Vec<DriveSlot> {
+        let mut kept = Vec::new();
+        for switch in switches {
+            let Ok(drive) = self.drive(switch.slot) else { continue };
+            if *drive.top() == switch.to {
+                if let Err(error) = switch_back_all(&[Arc::clone(&drive.disk)]) {
+                    tracing::warn!(slot = %switch.slot, %error, "the disk stays on its new file");
+                    kept.push(switch.slot);
+                    continue;
+                }
+                drive.top().clone_from(&switch.from);
+            }
+            if let Err(error) = crate::durable::remove(&switch.to) {
+                tracing::warn!(%error, path = %switch.to.display(), "an empty differencing disk was left");
+            }
+        }
+        kept
+    }
+
+    /// Ends service and closes the files, making everything durable. Blocks. Returns what went wrong, in words.
+    pub fn close(&self) -> Vec<String> {
+        if let Some(server) = self.server.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            let ended = server.shutdown(HANG_UP);
+            tracing::debug!(?ended, "NBD service ended");
+        }
+        let close = |drive: &Drive| -> Option<String> {
+            let error: CloseError = drive.disk.close().err()?;
+            Some(format!("{}: {}", drive.slot, crate::report::chain_of(&error)))
+        };
+        self.drives.iter().filter_map(close).collect()
+    }
+
+    fn hard_disks(&self) -> impl Iterator<Item = &Drive> {
+        self.drives.iter().filter(|drive| drive.hard_disk)
+    }
+
+    fn drive(&self, slot: DriveSlot) -> Result<&Drive, DisksError> {
+        self.hard_disks().find(|drive| drive.slot == slot).ok_or(DisksError::NoDisk(slot))
+    }
+}

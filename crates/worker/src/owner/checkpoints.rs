@@ -1,0 +1,195 @@
+//! Checkpoints and saves: one at a time, each a job of its own.
+
+use super::{ActiveJob, Answer, Owner, ReplyTo, refuse};
+use crate::checkpoint::descriptor::read_descriptor;
+use crate::checkpoint::hardware;
+use crate::checkpoint::job::{Intent, Job, Progress, SavedFacts};
+use crate::checkpoint::plan::{Activity, Plan, PlanError, Situation, plan, plan_save};
+use crate::checkpoint::qmp::end_migration;
+use crate::control::{
+    CheckpointOutcome, CheckpointRequest, Reply, SaveRequest, WorkerError, WorkerErrorCode, WorkerEvent,
+};
+use crate::durable;
+use crate::events::Spool;
+use backstay_model::{CheckpointId, VmState};
+use backstay_qemu::qmp::{Qmp, RunState};
+use std::collections::HashMap;
+use std::sync::Arc;
+use tokio::sync::oneshot;
+use tokio::task::JoinError;
+
+/// What former workers of this run told about their checkpoints.
+pub(super) fn remembered(spool: &Spool) -> HashMap<CheckpointId, CheckpointOutcome> {
+    let events = spool.after(0).unwrap_or_default();
+    let finished = events.into_iter().filter_map(|frame| match frame.event {
+        WorkerEvent::CheckpointFinished { checkpoint, outcome } => Some((checkpoint, outcome)),
+        _ => None,
+    });
+    finished.collect()
+}
+
+pub(super) fn panicked(panic: &JoinError) -> CheckpointOutcome {
+    CheckpointOutcome::Failed { message: format!("the worker failed: {panic}"), kept_layers: Vec::new() }
+}
+
+impl Owner {
+    pub(super) async fn checkpoint(&mut self, request: CheckpointRequest, reply: ReplyTo) {
+        let situation = match self.situation(true).await {
+            Ok(situation) => situation,
+            Err(answer) => return drop(reply.send(answer)),
+        };
+        self.begin(plan(&request, &situation), reply);
+    }
+
+    pub(super) async fn save(&mut self, request: SaveRequest, reply: ReplyTo) {
+        let situation = match self.situation(false).await {
+            Ok(situation) => situation,
+            Err(answer) => return drop(reply.send(answer)),
+        };
+        self.begin(plan_save(&request, &situation), reply);
+        if self.job.as_ref().is_some_and(|job| job.plan.checkpoint == request.id) {
+            self.set_state(VmState::Saving, "memory is being saved");
+        }
+    }
+
+    async fn situation(&self, probe: bool) -> Result<Situation, Answer> {
+        let Some(qmp) = self.qmp() else { return Err(refuse(PlanError::State.to_string())) };
+        if !self.verbs.is_empty() || self.turning_off.is_some() {
+            return Err(refuse("another command is being carried out: try again in a moment"));
+        }
+        let activity = match self.state {
+            VmState::Running => Activity::Running,
+            VmState::Paused if self.postmigrate => Activity::PausedAfterSave,
+            VmState::Paused => Activity::Paused,
+            VmState::PausedCritical => Activity::Stalled,
+            _ => Activity::Other,
+        };
+        let busy = self.job.as_ref().map(|job| job.plan.checkpoint);
+        let no_background = if self.record.avoid_background {
+            Some("switched off for this machine".to_owned())
+        } else if probe && busy.is_none() {
+            qmp.probe_background_snapshot().await.map_err(|error| super::fail(&error))?.err()
+        } else {
+            None
+        };
+        Ok(Situation { activity, busy, tops: self.disks.tops(), no_background })
+    }
+
+    fn begin(&mut self, plan: Result<Plan, PlanError>, reply: ReplyTo) {
+        let (plan, qmp) = match (plan, self.qmp()) {
+            (Ok(plan), Some(qmp)) => (plan, qmp),
+            (Ok(_), None) => return drop(reply.send(refuse(PlanError::State.to_string()))),
+            (Err(error), _) => return drop(reply.send(refuse(error.to_string()))),
+        };
+        let spec = &self.record.spec;
+        let progress = Arc::new(Progress::new(spec.memory_mib << 20));
+        let job = Job {
+            plan: plan.clone(),
+            qmp,
+            disks: Arc::clone(&self.disks),
+            run: self.run.clone(),
+            facts: SavedFacts {
+                vm: spec.id,
+                qemu_version: self.instance.qemu_version.clone(),
+                accelerator: self.instance.accelerator.clone(),
+                hardware: hardware(spec, self.accel.accel),
+                qemu_uid_gid: self.record.qemu_uid_gid,
+            },
+            progress: Arc::clone(&progress),
+        };
+        let (sender, running) = oneshot::channel();
+        let task = tokio::spawn(job.run(sender));
+        self.job = Some(ActiveJob { plan, progress, task, running: Some(running), reply: Some(reply) });
+    }
+
+    /// The guest runs again; memory is still on its way.
+    pub(super) async fn job_running(&mut self) {
+        if let Some(job) = &mut self.job {
+            job.running = None;
+            if let Some(reply) = job.reply.take() {
+                let _ = reply.send(Ok(Reply::Checkpoint(job.progress.outcome(&job.plan))));
+            }
+        }
+        self.refresh("").await;
+    }
+
+    pub(super) async fn job_done(&mut self, outcome: CheckpointOutcome) {
+        let Some(job) = self.job.take() else { return };
+        let save = job.plan.switches.is_empty() && !job.plan.resume && self.state == VmState::Saving;
+        let complete = matches!(outcome, CheckpointOutcome::Complete { .. });
+        if save && complete && self.machine.is_some() {
+            self.set_state(VmState::Saving, "memory is saved");
+            self.saved = true;
+            self.conclude(&job.plan, job.reply, outcome);
+            return self.quit_qemu();
+        }
+        self.conclude(&job.plan, job.reply, outcome);
+        self.refresh(if save { "the machine could not be saved" } else { "" }).await;
+    }
+
+    pub(super) fn conclude(&mut self, plan: &Plan, reply: Option<ReplyTo>, outcome: CheckpointOutcome) {
+        let checkpoint = plan.checkpoint;
+        self.outcomes.insert(checkpoint, outcome.clone());
+        self.tell(WorkerEvent::CheckpointFinished { checkpoint, outcome: outcome.clone() });
+        let Some(reply) = reply else { return };
+        let answer = match outcome {
+            CheckpointOutcome::Failed { message, .. } => {
+                Err(WorkerError { code: WorkerErrorCode::Failed, message })
+            }
+            outcome => Ok(Reply::Checkpoint(outcome)),
+        };
+        let _ = reply.send(answer);
+    }
+
+    /// A former worker died in the middle of a checkpoint: ends what QEMU still does for it, keeps the checkpoint if it is
+    /// whole, else removes its memory. The disks stay on their new files, which the guest may have written to.
+    pub(super) async fn clean_up_after_job(&mut self, qmp: Option<&Qmp>) {
+        let intent: Intent = match durable::read_json(&self.run.intent()) {
+            Ok(Some(intent)) => intent,
+            Ok(None) => return,
+            Err(error) => return tracing::error!(%error, "the record of an unfinished checkpoint is damaged"),
+        };
+        if let Some(qmp) = qmp {
+            end_migration(qmp).await;
+            let stopped = match qmp.query_status().await {
+                Ok(info) => matches!(info.status, RunState::Paused | RunState::Postmigrate),
+                Err(_) => false,
+            };
+            if intent.running
+                && stopped
+                && let Err(error) = qmp.cont().await
+            {
+                tracing::warn!(%error, "the guest could not be continued");
+            }
+        }
+        let whole =
+            read_descriptor(&intent.descriptor_file).ok().filter(|d| d.checkpoint == intent.checkpoint);
+        let outcome = match whole {
+            Some(descriptor) => CheckpointOutcome::Complete {
+                pause_us: 0,
+                total_us: 0,
+                memory_bytes: descriptor.file_len,
+                method: descriptor.method,
+                method_reason: "finished shortly before its worker died".into(),
+            },
+            None => {
+                for path in [
+                    &intent.memory_file,
+                    &durable::temporary(&intent.memory_file),
+                    &durable::temporary(&intent.descriptor_file),
+                ] {
+                    let _ = durable::remove(path);
+                }
+                let stepped = intent.switches.iter().filter(|switch| switch.to.exists());
+                CheckpointOutcome::Failed {
+                    message: "the worker died while the checkpoint was being taken".into(),
+                    kept_layers: stepped.map(|switch| switch.slot).collect(),
+                }
+            }
+        };
+        self.outcomes.insert(intent.checkpoint, outcome.clone());
+        self.tell(WorkerEvent::CheckpointFinished { checkpoint: intent.checkpoint, outcome });
+        let _ = durable::remove(&self.run.intent());
+        let _ = durable::remove(&self.run.stream());
+    }
+}

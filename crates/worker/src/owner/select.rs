@@ -1,0 +1,132 @@
+//! What can happen next.
+
+use super::{Owner, VerbDone};
+use crate::control::CheckpointOutcome;
+use crate::server::Call;
+use crate::start::{StartError, Started};
+use backstay_qemu::process::ExitReason;
+use backstay_qemu::qmp::QmpEvent;
+use std::future::{Future, pending};
+use std::io;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::broadcast;
+use tokio::time::{Instant, sleep_until};
+
+pub(super) enum Event {
+    Call(Call),
+    Started(Result<Started, StartError>),
+    /// QEMU's process is over.
+    Ended(ExitReason),
+    Guest(QmpEvent),
+    /// Guest events were missed, or the connection broke while QEMU lives.
+    GuestUnclear,
+    /// The job let the guest run again.
+    JobRunning,
+    JobDone(CheckpointOutcome),
+    VerbDone(VerbDone),
+    RetryStalled,
+    Restart,
+    /// The guest did not shut down when asked.
+    OutOfPatience,
+    /// SIGTERM.
+    Terminate,
+}
+
+impl Owner {
+    pub(super) async fn select(&mut self) -> Event {
+        let process = self.machine.as_ref().map(|machine| machine.process.clone());
+        let ended = async move {
+            match process {
+                Some(process) => process.wait().await,
+                None => pending().await,
+            }
+        };
+        let job = self.job.as_mut();
+        let (running, finished) = match job {
+            Some(job) => (job.running.as_mut(), Some(&mut job.task)),
+            None => (None, None),
+        };
+        let stall = self.stall.as_ref().map(|stall| stall.next_try);
+        let patience = self.asked_to_stop.as_ref().map(|asked| asked.patience);
+        tokio::select! {
+            biased;
+            event = guest_event(self.guest_events.as_mut()) => event,
+            reason = ended => Event::Ended(reason),
+            // Dropped without a word: the job ends, which the next arm tells.
+            Ok(()) = wait_for(running) => Event::JobRunning,
+            done = wait_for(finished) => {
+                Event::JobDone(done.unwrap_or_else(|panic| super::checkpoints::panicked(&panic)))
+            }
+            started = wait_for(self.starting.as_mut().map(|starting| &mut starting.task)) => {
+                Event::Started(started.unwrap_or(Err(StartError::Cancelled)))
+            }
+            Some(Ok(done)) = self.verbs.join_next(), if !self.verbs.is_empty() => Event::VerbDone(done),
+            () = at(self.restart_at) => Event::Restart,
+            () = at(stall) => Event::RetryStalled,
+            () = at(patience) => Event::OutOfPatience,
+            () = terminated(&mut self.terminate) => Event::Terminate,
+            call = self.calls.recv() => match call {
+                Some(call) => Event::Call(call),
+                None => Event::Terminate,
+            },
+        }
+    }
+
+    pub(super) async fn apply(&mut self, event: Event) {
+        match event {
+            Event::Call(call) => self.call(call).await,
+            Event::Started(result) => self.started(result).await,
+            Event::Ended(reason) => self.ended(reason).await,
+            Event::Guest(event) => self.guest_event(event).await,
+            Event::GuestUnclear => self.guest_unclear().await,
+            Event::JobRunning => self.job_running().await,
+            Event::JobDone(outcome) => self.job_done(outcome).await,
+            Event::VerbDone(done) => self.verb_done(done).await,
+            Event::RetryStalled => self.retry_stalled().await,
+            Event::Restart => {
+                self.restart_at = None;
+                self.begin_start("recovery action");
+            }
+            Event::OutOfPatience => self.out_of_patience().await,
+            Event::Terminate => self.hand_over().await,
+        }
+    }
+}
+
+async fn guest_event(events: Option<&mut broadcast::Receiver<QmpEvent>>) -> Event {
+    use broadcast::error::RecvError;
+    let Some(events) = events else { return pending().await };
+    match events.recv().await {
+        Ok(event) => Event::Guest(event),
+        Err(RecvError::Lagged(_) | RecvError::Closed) => Event::GuestUnclear,
+    }
+}
+
+async fn wait_for<F: Future + Unpin>(future: Option<F>) -> F::Output {
+    match future {
+        Some(future) => future.await,
+        None => pending().await,
+    }
+}
+
+async fn at(time: Option<Instant>) {
+    match time {
+        Some(time) => sleep_until(time).await,
+        None => pending().await,
+    }
+}
+
+async fn terminated(signal: &mut Option<Signal>) {
+    match signal {
+        Some(signal) => {
+            signal.recv().await;
+        }
+        None => pending().await,
+    }
+}
+
+/// SIGTERM: hand over.
+pub(super) fn terminate_signal() -> Option<Signal> {
+    let result: io::Result<Signal> = signal(SignalKind::terminate());
+    result.inspect_err(|error| tracing::warn!(%error, "SIGTERM will end this worker at once")).ok()
+}
