@@ -148,5 +148,7 @@ mod tests {
         let message = judge(path, "QEMU emulator version 7.2.1 (Debian)\n").unwrap_err().to_string();
         assert!(message.contains("QEMU 7.2.1") && message.contains("bookworm-backports"), "{message}");
         assert!(matches!(probe(Path::new("/no/such/qemu")), Err(VersionError::Run { .. })));
+        assert!(matches!(probe(Path::new("echo")), Err(VersionError::Unreadable { .. })));
+        assert!(probe(Path::new("qemu-system-x86_64")).unwrap() >= MINIMUM);
     }
 }

@@ -119,7 +119,7 @@ async fn a_lost_disk_server_stops_the_guest_which_never_sees_an_error() {
     guest.ready().await.unwrap();
     machine.server.0.kill().unwrap();
     machine.server.0.wait().unwrap();
-    // QEMU waits for the server; `yank` ends the waiting even though a request is stuck in it.
+    // QEMU waits for the server as long as a worker's restart may take, then it stops the guest.
     let writing = tokio::spawn(async move {
         guest.write(0, FIRST_FREE_LBA, 0x77).await.unwrap();
         guest.read(0, FIRST_FREE_LBA).await.unwrap()

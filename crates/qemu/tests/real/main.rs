@@ -3,5 +3,7 @@
 
 mod accel;
 mod common;
+mod control;
 mod golden;
 mod guest;
+mod process;
