@@ -65,6 +65,8 @@ enum Phase {
 enum Ending {
     /// Orderly: the state after it is Off.
     Wanted(String),
+    /// Its memory is on disk.
+    Saved,
     /// A case for the recovery action.
     Fault(String),
 }
@@ -77,8 +79,10 @@ pub struct Lifecycle {
     shown: VmState,
     wants_to_run: bool,
     running: bool,
-    /// A checkpoint stops and continues the guest.
+    /// A checkpoint or a save stops and continues the guest.
     held: bool,
+    /// It is a save.
+    saving: bool,
     /// A disk request failed; kept until the guest has settled.
     stalled: bool,
     connected: bool,
@@ -112,6 +116,7 @@ impl Lifecycle {
             wants_to_run: true,
             running: false,
             held: false,
+            saving: false,
             stalled: false,
             connected: false,
             asked: false,
@@ -208,6 +213,12 @@ impl Turn<'_> {
                 self.life.held = false;
                 self.ask();
             }
+            Event::SaveBegin if self.life.phase == Phase::Live => {
+                (self.life.held, self.life.saving) = (true, true);
+                self.reason = "saving".to_owned();
+            }
+            Event::SaveEnd { saved } if self.life.saving => self.save_ended(saved),
+            Event::SaveBegin | Event::SaveEnd { .. } => {}
             Event::Tick => self.tick(),
         }
     }
@@ -332,9 +343,22 @@ impl Turn<'_> {
         }
     }
 
+    fn save_ended(&mut self, saved: bool) {
+        (self.life.held, self.life.saving) = (false, false);
+        if saved && self.life.phase == Phase::Live {
+            self.end(Ending::Saved, QUIT_PATIENCE);
+            self.send(Command::Quit);
+        } else {
+            self.reason = "the save failed".to_owned();
+            self.ask();
+        }
+    }
+
     fn end(&mut self, ending: Ending, patience: Duration) {
-        let (Ending::Wanted(why) | Ending::Fault(why)) = &ending;
-        self.reason.clone_from(why);
+        self.reason = match &ending {
+            Ending::Wanted(why) | Ending::Fault(why) => why.clone(),
+            Ending::Saved => "saved".to_owned(),
+        };
         self.life.phase = Phase::Ending(ending);
         self.life.kill_at = Some(self.now + patience);
     }
@@ -390,6 +414,8 @@ impl Turn<'_> {
         let why = "turned off".to_owned();
         match self.life.phase {
             Phase::Waiting { .. } => self.finish(VmState::Off, why),
+            // The state is complete; what remains is QEMU's end.
+            Phase::Ending(Ending::Saved) => self.effects.push(Effect::Kill),
             Phase::Live if self.life.connected => {
                 self.end(Ending::Wanted(why), QUIT_PATIENCE);
                 self.send(Command::Quit);
@@ -406,6 +432,7 @@ impl Turn<'_> {
         let first_start = self.life.phase == Phase::Starting { again: false };
         let fault = match std::mem::replace(&mut self.life.phase, Phase::Live) {
             Phase::Ending(Ending::Wanted(why)) => return self.finish(VmState::Off, why),
+            Phase::Ending(Ending::Saved) => return self.finish(VmState::Saved, "saved".to_owned()),
             Phase::Ending(Ending::Fault(why)) => why,
             Phase::Live if orderly => return self.finish(VmState::Off, reason),
             Phase::Waiting { restart_at } => {
@@ -507,6 +534,7 @@ impl Turn<'_> {
         let life = &mut *self.life;
         let live = life.phase == Phase::Live;
         if !live {
+            (life.held, life.saving) = (false, false);
             (life.enforce_at, life.settled_at, life.reconnect_at) = (None, None, None);
             life.give_up_shutdown_at = None;
         } else if life.held || !life.connected || life.wants_to_run == life.running {
@@ -539,6 +567,7 @@ impl Turn<'_> {
             Phase::Starting { .. } | Phase::Waiting { .. } => VmState::Starting,
             Phase::Ending(_) => VmState::Stopping,
             Phase::Ended(state) => state,
+            Phase::Live if life.saving => VmState::Saving,
             Phase::Live if life.held => life.shown,
             Phase::Live => match (life.stalled, life.wants_to_run, life.running) {
                 (_, false, false) => VmState::Paused,

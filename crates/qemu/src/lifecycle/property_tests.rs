@@ -14,6 +14,8 @@ enum Action {
     StorageHeals,
     CheckpointBegins,
     CheckpointEnds,
+    /// It ends as a checkpoint does, without success.
+    SaveBegins,
     /// One message or command is delivered.
     Deliver,
     /// All of them are.
@@ -102,6 +104,7 @@ struct World {
     now: Duration,
     /// The checkpoint stopped the guest and will continue it if this is true.
     checkpoint: Option<bool>,
+    saving: bool,
     connected: bool,
     finished: bool,
     /// The user's last word: run or pause.
@@ -119,6 +122,7 @@ impl World {
             qemu: Qemu::default(),
             now: Duration::ZERO,
             checkpoint: None,
+            saving: false,
             connected: true,
             finished: false,
             user_wants_to_run: true,
@@ -132,7 +136,7 @@ impl World {
         let storage_lost = self.qemu.storage_lost;
         self.qemu = Qemu { alive: true, storage_lost, ..Qemu::default() };
         self.qemu.from_qemu.push_back(Event::Ready { run: true });
-        self.checkpoint = None;
+        (self.checkpoint, self.saving) = (None, false);
         self.connected = true;
     }
 
@@ -244,8 +248,18 @@ impl World {
                     self.qemu.stop();
                 }
             }
+            Action::SaveBegins if self.checkpoint.is_none() && self.life.phase == Phase::Live => {
+                self.feed(Event::SaveBegin);
+                (self.checkpoint, self.saving) = (Some(false), true);
+                if self.qemu.alive {
+                    self.qemu.stop();
+                }
+            }
             Action::CheckpointEnds => {
-                if let Some(cont) = self.checkpoint.take() {
+                if std::mem::take(&mut self.saving) {
+                    self.checkpoint = None;
+                    self.feed(Event::SaveEnd { saved: false });
+                } else if let Some(cont) = self.checkpoint.take() {
                     if cont && self.qemu.alive {
                         self.qemu.cont();
                     }
@@ -265,7 +279,7 @@ impl World {
             }
             Action::Crash => self.qemu.die(false),
             Action::GuestRestarts if self.qemu.running => self.qemu.from_qemu.push_back(Event::WasReset),
-            Action::CheckpointBegins | Action::Disconnect | Action::GuestRestarts => {}
+            Action::CheckpointBegins | Action::SaveBegins | Action::Disconnect | Action::GuestRestarts => {}
         }
     }
 }
@@ -281,6 +295,7 @@ fn action() -> impl Strategy<Value = Action> {
         3 => Just(Action::StorageFails),
         3 => Just(Action::StorageHeals),
         2 => Just(Action::CheckpointBegins),
+        1 => Just(Action::SaveBegins),
         3 => Just(Action::CheckpointEnds),
         8 => Just(Action::Deliver),
         4 => Just(Action::DeliverAll),

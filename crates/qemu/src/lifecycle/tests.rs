@@ -44,15 +44,33 @@ impl Story {
     }
 
     fn io_error(&mut self) -> Vec<Effect> {
-        let event = QmpEvent {
-            name: "BLOCK_IO_ERROR".into(),
-            data: json!({"node-name": "drive-ide0-0", "action": "stop", "reason": "Input/output error"}),
-            at_unix_us: 0,
-        };
-        let mut effects = self.on(Event::from_qmp(&event).unwrap());
+        let data = json!({"node-name": "drive-ide0-0", "action": "stop", "reason": "Input/output error"});
+        let mut effects = self.on(Event::from_qmp(&qmp_event("BLOCK_IO_ERROR", data)).unwrap());
         effects.extend(self.on(Event::Stopped));
         effects
     }
+}
+
+fn qmp_event(name: &str, data: serde_json::Value) -> QmpEvent {
+    QmpEvent { name: name.into(), data, at_unix_us: 0 }
+}
+
+#[test]
+fn qemus_events_are_read_as_qemu_writes_them() {
+    let error = |action: &str, nospace: bool| {
+        let data =
+            json!({"device": "", "node-name": "d", "action": action, "nospace": nospace, "reason": "EIO"});
+        Event::from_qmp(&qmp_event("BLOCK_IO_ERROR", data))
+    };
+    assert_eq!(error("stop", false), Some(Event::IoError { node: "d".into(), reason: "EIO".into() }));
+    assert_eq!(
+        error("stop", true),
+        Some(Event::IoError { node: "d".into(), reason: "no space is left".into() })
+    );
+    assert_eq!(error("report", false), None, "the guest runs on and sees it");
+    let shutdown = qmp_event("SHUTDOWN", json!({"guest": true, "reason": "guest-shutdown"}));
+    assert_eq!(Event::from_qmp(&shutdown), Some(Event::ShutDown { reason: "guest-shutdown".into() }));
+    assert_eq!(Event::from_qmp(&qmp_event("VNC_CONNECTED", json!({}))), None);
 }
 
 fn published(effects: &[Effect]) -> Option<(VmState, &str)> {
@@ -180,6 +198,24 @@ fn pause_and_resume_in_one_breath_end_in_running() {
     vm.on(Event::Stopped);
     assert_eq!(vm.on(Event::Resumed), []);
     assert_eq!((vm.life.state(), vm.life.next_deadline()), (VmState::Running, None));
+}
+
+#[test]
+fn a_save_ends_as_saved_and_a_failed_one_runs_on() {
+    let mut vm = Story::running();
+    assert_eq!(published(&vm.on(Event::SaveBegin)).unwrap().0, VmState::Saving);
+    assert_eq!(vm.on(Event::Stopped), []);
+    vm.on(Event::SaveEnd { saved: false });
+    vm.on(Event::Status(RunState::Postmigrate));
+    assert!(sends(&vm.tick(), Command::Cont));
+    assert_eq!(published(&vm.on(Event::Resumed)).map(|(state, _)| state), Some(VmState::Running));
+
+    vm.on(Event::SaveBegin);
+    vm.on(Event::Stopped);
+    assert!(sends(&vm.on(Event::SaveEnd { saved: true }), Command::Quit));
+    vm.on(Event::ShutDown { reason: "host-qmp-quit".into() });
+    let effects = vm.on(Event::Exited { reason: "exit status 0".into(), orderly: true });
+    assert_eq!(effects.last(), Some(&Effect::Finish { state: VmState::Saved, reason: "saved".into() }));
 }
 
 #[test]

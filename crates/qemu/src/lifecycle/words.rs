@@ -77,6 +77,13 @@ pub enum Event {
     CheckpointBegin,
     /// The guest is no longer stopped by the checkpoint, whatever became of it.
     CheckpointEnd,
+    /// From here on memory is written out to be kept while the machine is off; the guest is stopped for it.
+    SaveBegin,
+    /// The end of it: with `saved`, all is durable and QEMU may end; else the machine goes on.
+    SaveEnd {
+        /// Whether the state is complete.
+        saved: bool,
+    },
     /// The clock reached [`super::Lifecycle::next_deadline`].
     Tick,
 }
@@ -94,7 +101,9 @@ impl Event {
             "BLOCK_IO_ERROR" if event.data["action"] == "stop" => {
                 let node = text("node-name");
                 let node = if node.is_empty() { text("device") } else { node };
-                Some(Self::IoError { node, reason: text("reason") })
+                let full = event.data["nospace"] == true;
+                let reason = if full { "no space is left".to_owned() } else { text("reason") };
+                Some(Self::IoError { node, reason })
             }
             _ => None,
         }
@@ -156,7 +165,7 @@ pub enum Effect {
     },
     /// Close the disks and end the worker.
     Finish {
-        /// [`VmState::Off`] or [`VmState::Failed`].
+        /// [`VmState::Off`], [`VmState::Saved`] or [`VmState::Failed`].
         state: VmState,
         /// Why.
         reason: String,
