@@ -80,6 +80,10 @@ pub struct Machine {
 impl Drop for Machine {
     fn drop(&mut self) {
         let _ = self.process.kill();
+        // Not left behind as a zombie where process 1 does not look after orphans.
+        while self.process.is_own_child() && self.process.try_wait().is_none() {
+            std::thread::sleep(Duration::from_millis(1));
+        }
     }
 }
 

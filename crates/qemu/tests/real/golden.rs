@@ -171,11 +171,20 @@ async fn qemu_accepts_the_command_line_for_uefi() {
     accepted("uefi", &uefi_machine(), &with_firmware(Accel::Tcg, file("code"), file("vars"))).await;
 }
 
+/// Hyper-V's largest machine: four IDE disks and 64 on each of four SCSI controllers.
+#[tokio::test]
+async fn qemu_accepts_260_disks() {
+    let mut spec = spec("260 disks");
+    spec.drives = ["ide:0:0", "ide:0:1", "ide:1:0", "ide:1:1"].into_iter().map(disk).collect();
+    spec.drives.extend((0..4).flat_map(|c| (0..64).map(move |lun| disk(&format!("scsi:{c}:{lun}")))));
+    accepted("260 disks", &spec, &LaunchFacts::new(Accel::Tcg)).await;
+}
+
 async fn accepted(name: &str, spec: &VmSpec, facts: &LaunchFacts) {
     let dir = tempfile::Builder::new().prefix("a, b").tempdir().unwrap();
     let paths = RunPaths::new(dir.path()).unwrap();
     let mut server = Command::new("nbdkit");
-    server.args(["-f", "-U"]).arg(paths.nbd()).args(["memory", "1M"]).stdin(Stdio::null());
+    server.args(["-f", "-t", "1", "-U"]).arg(paths.nbd()).args(["memory", "1M"]).stdin(Stdio::null());
     let _server = Killed(server.spawn().expect("nbdkit is installed"));
     let line = command_line(spec, &paths, facts).unwrap();
     let spawn = Spawn { qemu: "qemu-system-x86_64".into(), args: line.args, uid_gid: None };
