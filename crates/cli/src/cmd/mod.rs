@@ -1,0 +1,10 @@
+//! One module per noun.
+
+pub mod checkpoint;
+pub mod daemon;
+pub mod disk;
+pub mod event;
+pub mod host;
+pub mod task;
+pub mod vm;
+pub mod worker;
