@@ -20,7 +20,7 @@ pub struct GlobalArgs {
     /// No progress bar and no remarks, only data and errors
     #[arg(short, long, global = true, help_heading = "Global options")]
     quiet: bool,
-    /// The daemon's socket
+    /// The socket of the daemon to talk to
     #[arg(
         long,
         global = true,
@@ -30,7 +30,7 @@ pub struct GlobalArgs {
         value_hint = ValueHint::FilePath,
         help_heading = "Global options"
     )]
-    socket: Option<PathBuf>,
+    connect: Option<PathBuf>,
 }
 
 /// Options and surroundings of the running command.
@@ -51,7 +51,7 @@ impl Context {
             format: args.output,
             yes: args.yes,
             quiet: args.quiet,
-            socket: args.socket.unwrap_or_else(default_socket),
+            socket: args.connect.unwrap_or_else(default_socket),
         }
     }
 

@@ -1,6 +1,7 @@
 //! Exit codes, and how a failure is told.
 
 use backstay_api::{ClientError, Problem, ProblemCode};
+use backstay_disk::{CreateError, OpenError};
 use std::io::{self, Write};
 use std::process::ExitCode;
 
@@ -80,11 +81,34 @@ fn code_of(error: &anyhow::Error) -> u8 {
         if let Some(problem) = cause.downcast_ref::<Problem>() {
             return problem.code.exit_code();
         }
+        if let Some(code) = disk_code(cause) {
+            return code;
+        }
         if let Some(io) = cause.downcast_ref::<io::Error>() {
             return code_of_io(io.kind());
         }
     }
     1
+}
+
+/// Exit code of a failure of the disk engine, unless a cause below decides.
+fn disk_code(cause: &(dyn std::error::Error + 'static)) -> Option<u8> {
+    let boxed = cause.downcast_ref::<Box<OpenError>>().map(AsRef::as_ref);
+    if let Some(open) = cause.downcast_ref::<OpenError>().or(boxed) {
+        return match open {
+            OpenError::Io { source, .. } => Some(code_of_io(source.kind())),
+            OpenError::NotFound { .. } => Some(ProblemCode::NotFound.exit_code()),
+            OpenError::ReadOnlyFileSystem { .. } => Some(ProblemCode::Denied.exit_code()),
+            OpenError::UnknownFormat { .. } => Some(ProblemCode::Invalid.exit_code()),
+            _ => Some(ProblemCode::Damaged.exit_code()),
+        };
+    }
+    match cause.downcast_ref::<CreateError>()? {
+        CreateError::Exists { .. } | CreateError::RawParent { .. } => Some(ProblemCode::Exists.exit_code()),
+        CreateError::Invalid { .. } => Some(ProblemCode::Invalid.exit_code()),
+        CreateError::NoSpace { .. } => Some(ProblemCode::NoSpace.exit_code()),
+        _ => None,
+    }
 }
 
 /// Exit code of a failed file operation.

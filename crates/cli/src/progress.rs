@@ -41,6 +41,11 @@ impl Progress {
         Self { bar }
     }
 
+    /// How far it will go.
+    pub fn set_total(&self, total: u64) {
+        self.bar.set_length(total);
+    }
+
     /// Where it is.
     pub fn set(&self, position: u64, message: &str) {
         self.bar.set_position(position);

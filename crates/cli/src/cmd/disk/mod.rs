@@ -1,15 +1,45 @@
-//! `backstay disk`
+//! `backstay disk`: in this process, on files that no machine uses
+
+mod check;
+mod convert;
+mod create;
+mod files;
+mod in_use;
+mod info;
+mod map;
+mod serve;
 
 use crate::context::Context;
 use clap::Subcommand;
 
 /// Virtual hard disks.
 #[derive(Debug, Subcommand)]
-pub enum DiskCommand {}
+pub enum DiskCommand {
+    /// Make a disk: fixed, dynamic, or differencing above a parent
+    Create(create::CreateArgs),
+    /// What a disk says about itself, or all files of its chain
+    Info(info::InfoArgs),
+    /// Look for damage, and repair what can be repaired
+    Check(check::CheckArgs),
+    /// Where each range of a disk is stored
+    Map(map::MapArgs),
+    /// Copy a disk, with all its parents, into a new file of another form
+    Convert(convert::ConvertArgs),
+    /// Serve a disk by NBD on a unix socket
+    Serve(serve::ServeArgs),
+}
 
 impl DiskCommand {
     /// Runs the command.
-    pub fn run(self, _context: &Context) -> anyhow::Result<()> {
-        match self {}
+    pub fn run(self, context: &Context) -> anyhow::Result<()> {
+        let result = match &self {
+            Self::Create(args) => create::run(context, args),
+            Self::Info(args) => info::run(context, args),
+            Self::Check(args) => check::run(context, args),
+            Self::Map(args) => map::run(context, args),
+            Self::Convert(args) => convert::run(context, args),
+            Self::Serve(args) => serve::run(context, args),
+        };
+        result.map_err(|error| in_use::explain(context, error))
     }
 }

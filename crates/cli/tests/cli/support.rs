@@ -1,7 +1,5 @@
 //! A daemon that answers as it is told, and the command under test.
 
-#![expect(clippy::unwrap_used, reason = "a panic in a test is its report")]
-
 use serde_json::{Value, json};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -63,7 +61,7 @@ impl FakeDaemon {
     /// `backstay` with this daemon.
     pub fn command(&self, args: &[&str]) -> Command {
         let mut command = backstay(args);
-        command.arg("--socket").arg(self.socket());
+        command.arg("--connect").arg(self.socket());
         command
     }
 

@@ -1,11 +1,9 @@
 //! What the commands print, and what they ask the daemon for.
 
-mod support;
-
+use crate::support::{Answer, FakeDaemon, err, guid, out, task, vm};
 use serde_json::{Value, json};
 use std::io::{Read, Write};
 use std::process::Stdio;
-use support::{Answer, FakeDaemon, err, guid, out, task, vm};
 
 fn web() -> FakeDaemon {
     FakeDaemon::start(|request| match request.line.as_str() {
@@ -83,10 +81,7 @@ fn a_machine_is_shown_with_what_is_not_possible_now() {
 fn the_checkpoint_tree_ends_in_now() {
     let tree = out(&web().run(&["checkpoint", "list", "web", "--tree"]));
     let names: Vec<&str> = tree.lines().map(|l| l.split("  2026").next().unwrap().trim_end()).collect();
-    assert_eq!(
-        names,
-        ["CHECKPOINT     CREATED              MEMORY", "clean", "└─ configured", "   └─ Now"]
-    );
+    assert_eq!(names, ["CHECKPOINT     CREATED              MEMORY", "clean", "└─ configured", "   └─ Now"]);
     assert!(tree.contains("64 MiB"), "{tree}");
     let json: Value =
         serde_json::from_str(&out(&web().run(&["snapshot", "list", "web", "-o", "json"]))).unwrap();

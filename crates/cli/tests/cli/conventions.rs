@@ -1,11 +1,9 @@
 //! What every command promises: exit codes, where output goes, what happens without a terminal.
 
-mod support;
-
+use crate::support::{Answer, FakeDaemon, Request, backstay, err, guid, out, problem, task, vm};
 use serde_json::{Value, json};
 use std::io::Read;
 use std::process::Stdio;
-use support::{Answer, FakeDaemon, Request, backstay, err, guid, out, problem, task, vm};
 
 /// A daemon with one machine, `web`; `change` answers what changes something.
 fn with_web(change: impl Fn(&Request) -> Answer + Send + Sync + 'static) -> FakeDaemon {
@@ -34,7 +32,7 @@ fn usage_errors_exit_with_2_and_help_with_0() {
 
 #[test]
 fn a_daemon_that_is_not_there_is_named_with_the_cure() {
-    let output = backstay(&["vm", "list", "--socket", "/nonexistent/backstay.sock"]).output().unwrap();
+    let output = backstay(&["vm", "list", "--connect", "/nonexistent/backstay.sock"]).output().unwrap();
     assert_eq!(output.status.code(), Some(1));
     let text = err(&output);
     assert!(text.contains("/nonexistent/backstay.sock") && text.contains("backstay daemon"), "{text}");

@@ -1,0 +1,144 @@
+//! `disk convert`
+
+use super::create::{Kind, block_size};
+use super::files::{FileFormat, FormatArgs, options};
+use crate::context::Context;
+use crate::exit::Fail;
+use crate::output;
+use crate::progress::Progress;
+use anyhow::Context as _;
+use backstay_disk::fs::HostFs;
+use backstay_disk::{ConvertError, ConvertRequest, ConvertTo, Disk, DiskFormat, convert, format_for_new};
+use backstay_model::ByteSize;
+use clap::{Args, ValueHint};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+use tokio::signal::unix::{SignalKind, signal};
+
+/// Arguments.
+#[derive(Debug, Args)]
+#[command(
+    long_about = "Copy a disk, with all its parents, into a new file of another form. The new file gets its name when it is \
+                  whole and durable; Ctrl-C leaves nothing behind. A file that exists is never overwritten.",
+    after_long_help = "Examples:\n  backstay disk convert web.vhd web.raw\n  backstay disk convert debian.raw debian.vhd\n  \
+                       backstay disk convert web.avhd web-flat.vhd --type fixed"
+)]
+pub struct ConvertArgs {
+    /// The disk to copy; nobody may have it open for writing
+    #[arg(value_hint = ValueHint::FilePath)]
+    source: PathBuf,
+    /// The new file: .vhd, or .raw or .img
+    #[arg(value_hint = ValueHint::FilePath)]
+    target: PathBuf,
+    /// How the new VHD takes space; dynamic unless given
+    #[arg(short, long = "type", value_enum)]
+    kind: Option<Kind>,
+    /// Format of the new file; by its name unless given
+    #[arg(long, value_enum)]
+    format: Option<FileFormat>,
+    /// Format of the source; by its name unless given
+    #[arg(long, value_enum)]
+    source_format: Option<FileFormat>,
+    /// Unit in which a dynamic disk grows: a power of two, 512K to 64M [default: 2M]
+    #[arg(long, value_name = "SIZE")]
+    block_size: Option<ByteSize>,
+    /// Print what would be done, and do nothing
+    #[arg(long)]
+    dry_run: bool,
+}
+
+fn wanted(args: &ConvertArgs) -> anyhow::Result<ConvertTo> {
+    let format = args.format.map_or_else(|| format_for_new(&args.target), Into::into);
+    match (format, args.kind) {
+        (DiskFormat::Raw, None) => Ok(ConvertTo::Raw),
+        (DiskFormat::Raw, Some(_)) => {
+            Err(Fail::usage("a raw file has no type: leave --type out, or name the new file .vhd"))
+        }
+        (DiskFormat::Vhd, Some(Kind::Fixed)) => Ok(ConvertTo::Fixed),
+        (DiskFormat::Vhd, _) => Ok(ConvertTo::Dynamic { block_size: block_size(args.block_size)? }),
+    }
+}
+
+/// Runs it.
+pub fn run(context: &Context, args: &ConvertArgs) -> anyhow::Result<()> {
+    let to = wanted(args)?;
+    let source = FormatArgs { format: args.source_format };
+    if args.dry_run {
+        return plan(args, to, source);
+    }
+    let mut request = ConvertRequest::new(args.source.clone(), args.target.clone(), to);
+    request.options = backstay_disk::DiskOptions { format: source.read_only().format, ..options(true) };
+    let cancel = AtomicBool::new(false);
+    let begun = Instant::now();
+    let report = std::thread::scope(|scope| {
+        let (done, finished) = tokio::sync::oneshot::channel::<()>();
+        let (ready, watching) = std::sync::mpsc::channel::<()>();
+        scope.spawn(|| watch_for_interrupt(finished, ready, &cancel));
+        // A signal that came before it is watched for would leave the half-made file.
+        let _ = watching.recv();
+        let bar = Progress::bytes(context, 0, "converting");
+        let progress = |now: backstay_disk::Progress| {
+            bar.set_total(now.total);
+            bar.set(now.done, "");
+        };
+        let report = convert(&HostFs::shared(), &request, &progress, &cancel);
+        drop(done);
+        report
+    });
+    let report = match report {
+        Err(ConvertError::Cancelled { .. }) => {
+            return Err(Fail::interrupted(format!("interrupted: {} was not made", args.target.display())));
+        }
+        other => other?,
+    };
+    let took = u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX);
+    context.note(format!(
+        "{} is made: a disk of {}, {} of data copied in {}",
+        args.target.display(),
+        output::size(report.size),
+        output::size(report.copied),
+        output::duration(took)
+    ));
+    Ok(())
+}
+
+/// Sets `cancel` on Ctrl-C or a request to end, until the other end of `finished` is dropped. Drops `ready` when signals
+/// are watched for.
+fn watch_for_interrupt(
+    finished: tokio::sync::oneshot::Receiver<()>,
+    ready: std::sync::mpsc::Sender<()>,
+    cancel: &AtomicBool,
+) {
+    let Ok(runtime) = tokio::runtime::Builder::new_current_thread().enable_all().build() else { return };
+    runtime.block_on(async {
+        let (Ok(mut interrupt), Ok(mut terminate)) =
+            (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))
+        else {
+            return;
+        };
+        drop(ready);
+        tokio::select! {
+            _ = finished => {}
+            _ = interrupt.recv() => cancel.store(true, Ordering::Relaxed),
+            _ = terminate.recv() => cancel.store(true, Ordering::Relaxed),
+        }
+    });
+}
+
+fn plan(args: &ConvertArgs, to: ConvertTo, source: FormatArgs) -> anyhow::Result<()> {
+    let disk = Disk::open(&args.source, source.read_only())?;
+    if args.target.try_exists().with_context(|| format!("cannot look for {}", args.target.display()))? {
+        return Err(Fail::conflict(format!("{} exists already: choose another name", args.target.display())));
+    }
+    let files: Vec<String> = disk.chain().iter().map(|l| format!("  read {}\n", l.path.display())).collect();
+    let size = output::size(disk.chain().first().map_or(0, |top| top.size));
+    let form = match to {
+        ConvertTo::Raw => "raw file".to_owned(),
+        ConvertTo::Fixed => "fixed VHD".to_owned(),
+        ConvertTo::Dynamic { block_size } => {
+            format!("dynamic VHD with blocks of {}", output::size(u64::from(block_size)))
+        }
+    };
+    output::print(&format!("{}\n{}  write a {form} of {size}\n", args.target.display(), files.concat()))
+}

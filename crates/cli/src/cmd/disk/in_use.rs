@@ -1,0 +1,38 @@
+//! Files that a running machine holds: the daemon knows the machine's name.
+
+use crate::context::{Context, absolute};
+use crate::exit::Fail;
+use backstay_api::{DiskFile, DiskHolder};
+use backstay_disk::OpenError;
+use std::path::{Path, PathBuf};
+
+/// The file that somebody else has locked, if that is why it failed.
+pub fn locked_file(error: &anyhow::Error) -> Option<PathBuf> {
+    error.chain().find_map(|cause| {
+        let boxed = cause.downcast_ref::<Box<OpenError>>().map(AsRef::as_ref);
+        match cause.downcast_ref::<OpenError>().or(boxed) {
+            Some(OpenError::InUse { path, .. }) => Some(path.clone()),
+            _ => None,
+        }
+    })
+}
+
+/// What the daemon says about a file; none when there is no daemon or no machine uses the file.
+pub fn ask(context: &Context, path: &Path) -> Option<DiskFile> {
+    let path = absolute(path).ok()?;
+    let file = context.block_on(async { Ok(context.client()?.disk_file(&path).await?) }).ok()?;
+    (!file.used_by.is_empty()).then_some(file)
+}
+
+/// Names the machine where a file was refused because it is locked.
+pub fn explain(context: &Context, error: anyhow::Error) -> anyhow::Error {
+    let Some(path) = locked_file(&error) else { return error };
+    let Some(file) = ask(context, &path) else { return error };
+    let open: Vec<&DiskHolder> = file.used_by.iter().filter(|holder| holder.open).collect();
+    let holders = if open.is_empty() { file.used_by.iter().collect() } else { open };
+    let names: Vec<String> = holders
+        .iter()
+        .map(|holder| format!("virtual machine '{}' ({})", holder.name, holder.place))
+        .collect();
+    Fail::conflict(format!("{} is in use by {}: turn it off first", path.display(), names.join(", ")))
+}

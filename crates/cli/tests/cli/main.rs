@@ -1,0 +1,8 @@
+//! The executable as a user sees it.
+
+#![expect(clippy::unwrap_used, reason = "a panic in a test is its report")]
+
+mod answers;
+mod conventions;
+mod disk;
+mod support;
