@@ -87,7 +87,7 @@ fn main() -> ExitCode {
         Noun::Event(command) => command.run(&context),
         Noun::Host(command) => command.run(&context),
         Noun::Daemon(args) => cmd::daemon::run(&args),
-        Noun::Worker(args) => cmd::worker::run(&args),
+        Noun::Worker(args) => return cmd::worker::run(&args).unwrap_or_else(|error| exit::report(&error)),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
