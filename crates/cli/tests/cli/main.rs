@@ -5,4 +5,5 @@
 mod answers;
 mod conventions;
 mod disk;
+mod reference;
 mod support;
