@@ -2,12 +2,12 @@
 
 use crate::{
     error::OpenError,
-    fs::{FileId, FileSystem, folder_of},
-    layer::{Body, Layer, LayerMode, format_of},
-    options::{DiskFormat, DiskOptions},
-    parent,
+    fs::FileSystem,
+    layer::{Layer, LayerMode, format_of},
+    options::DiskOptions,
+    parent::{Found, open_parent},
 };
-use backstay_vhd::{ParentLink, VhdTime, Warning};
+use backstay_vhd::Warning;
 use std::{
     collections::HashSet,
     fmt,
@@ -22,6 +22,8 @@ pub const MAX_DEPTH: usize = 256;
 #[derive(Clone, Debug)]
 pub(crate) struct Chain {
     pub(crate) layers: Vec<Arc<Layer>>,
+    /// What was strange about the files when they were opened.
+    pub(crate) warnings: Vec<ChainWarning>,
     /// Set by `close`: every later request is refused.
     pub(crate) closed: bool,
 }
@@ -90,6 +92,7 @@ impl Chain {
     ) -> Result<Self, OpenError> {
         let mut files = HashSet::from([top.id()]);
         let mut ids: HashSet<_> = top.info().map(|info| info.unique_id).into_iter().collect();
+        let mut warnings = Vec::new();
         let mut layers = vec![Arc::new(top)];
         while let Some(child) = layers.last()
             && let Some(link) = child.info().and_then(|info| info.parent.clone())
@@ -106,102 +109,36 @@ impl Chain {
                 return Err(OpenError::Cycle { top: top_path(), path });
             }
             let parent = match open_parent(fs, &child.path, &link, &files, options)? {
-                Found::Parent(parent) => *parent,
+                Found::Parent { layer, time_differs } => {
+                    if time_differs {
+                        let (child, parent) = (child.path.clone(), layer.path.clone());
+                        warnings.push(ChainWarning::ParentChanged { child, parent });
+                    }
+                    *layer
+                }
                 Found::Again(path) => return Err(OpenError::Cycle { top: top_path(), path }),
             };
             ids.insert(link.unique_id);
             files.insert(parent.id());
             layers.push(Arc::new(parent));
         }
-        Ok(Self { layers, closed: false })
+        warnings.extend(layers.iter().flat_map(|layer| warnings_of(layer)));
+        Ok(Self { layers, warnings, closed: false })
     }
 
     pub(crate) fn top(&self) -> Option<&Arc<Layer>> {
         self.layers.first()
     }
-
-    /// Everything strange about its files.
-    pub(crate) fn warnings(&self, fs: &Arc<dyn FileSystem>) -> Vec<ChainWarning> {
-        let mut found = Vec::new();
-        for (index, layer) in self.layers.iter().enumerate() {
-            let Some(info) = layer.info() else { continue };
-            let path = || layer.path.clone();
-            let of_image = info.warnings.iter().cloned();
-            found.extend(of_image.map(|warning| ChainWarning::Image { path: path(), warning }));
-            if info.saved_state {
-                found.push(ChainWarning::SavedState { path: path() });
-            }
-            if let (Some(link), Some(parent)) = (&info.parent, self.layers.get(index + 1))
-                && link.time_stamp != VhdTime(0)
-                && fs
-                    .metadata(&parent.path)
-                    .is_ok_and(|meta| VhdTime::from_unix(meta.modified) != link.time_stamp)
-            {
-                found.push(ChainWarning::ParentChanged { child: path(), parent: parent.path.clone() });
-            }
-        }
-        found
-    }
 }
 
-/// What a search for a parent ends with.
-enum Found {
-    Parent(Box<Layer>),
-    /// A file that is in the chain already.
-    Again(PathBuf),
-}
-
-/// Opens the first candidate that is the parent.
-fn open_parent(
-    fs: &Arc<dyn FileSystem>,
-    child: &Path,
-    link: &ParentLink,
-    chain: &HashSet<FileId>,
-    options: &DiskOptions,
-) -> Result<Found, OpenError> {
-    let mut tried = Vec::new();
-    let mut wrong = None;
-    for candidate in parent::candidates(link, child, &options.path_map) {
-        let path = match parent::existing(fs.as_ref(), &candidate) {
-            Ok(path) => path,
-            Err(error) => {
-                tried.push((candidate, error.to_string()));
-                continue;
-            }
-        };
-        // Its lock would be refused, which says less.
-        if fs.metadata(&path).is_ok_and(|meta| chain.contains(&meta.id)) {
-            return Ok(Found::Again(path));
-        }
-        check_root(fs, child, &path, options.root.as_deref())?;
-        let mode = LayerMode { writable: false, format: DiskFormat::Vhd };
-        let layer = Layer::open(fs, &path, mode, options)?;
-        let Body::Vhd(image) = &layer.body else { continue };
-        if image.info().unique_id == link.unique_id {
-            return Ok(Found::Parent(Box::new(layer)));
-        }
-        tried.push((candidate, "another disk".to_owned()));
-        wrong.get_or_insert((layer.path.clone(), image.info().unique_id));
+/// What is strange about one file.
+fn warnings_of(layer: &Layer) -> Vec<ChainWarning> {
+    let Some(info) = layer.info() else { return Vec::new() };
+    let path = || layer.path.clone();
+    let of_image = info.warnings.iter().cloned();
+    let mut found: Vec<_> = of_image.map(|warning| ChainWarning::Image { path: path(), warning }).collect();
+    if info.saved_state {
+        found.push(ChainWarning::SavedState { path: path() });
     }
-    match wrong {
-        Some((parent, found)) => {
-            Err(OpenError::WrongParent { child: child.to_owned(), parent, expected: link.unique_id, found })
-        }
-        None => Err(OpenError::MissingParent { child: child.to_owned(), tried }),
-    }
-}
-
-fn check_root(
-    fs: &Arc<dyn FileSystem>,
-    child: &Path,
-    parent: &Path,
-    root: Option<&Path>,
-) -> Result<(), OpenError> {
-    let Some(root) = root else { return Ok(()) };
-    let real = fs.canonicalize(parent).map_err(|error| OpenError::from_io(parent, "resolve", error))?;
-    let real_root = fs.canonicalize(root).map_err(|error| OpenError::from_io(root, "resolve", error))?;
-    if folder_of(&real).starts_with(&real_root) {
-        return Ok(());
-    }
-    Err(OpenError::OutsideRoot { child: child.to_owned(), parent: real, root: real_root })
+    found
 }

@@ -17,7 +17,11 @@ use crate::{
     write::write_run,
     zero,
 };
-use backstay_vhd::{Image, OpenOptions, Storage};
+use backstay_vhd::{
+    Image, OpenOptions, Storage,
+    convert::{ConvertPlan, Target as PlanTarget, plan},
+    create::{CreateKind, CreateOptions},
+};
 use std::{
     io,
     path::PathBuf,
@@ -170,6 +174,34 @@ pub fn convert(
     Ok(ConvertReport { size, copied: copied.into_inner() })
 }
 
+/// What [`convert`] would do, as far as can be told without reading the content: zeros that it finds on the way it leaves
+/// out as well, and with them blocks of a dynamic target that would hold nothing else.
+///
+/// # Errors
+/// [`ConvertError`].
+pub fn plan_convert(fs: &Arc<dyn FileSystem>, request: &ConvertRequest) -> Result<ConvertPlan, ConvertError> {
+    let how = DiskOptions { read_only: true, gate: None, changed: None, ..request.options.clone() };
+    let chain = Chain::open(fs, &request.source, &how)?;
+    let size = chain.top().map_or(0, |top| top.size);
+    let data = data_in(&chain.layers, 0, size).map_err(|source| ConvertError::Read {
+        path: request.source.clone(),
+        offset: 0,
+        source,
+    })?;
+    let ranges: Vec<_> = data.into_iter().map(|(offset, len)| offset..offset + len).collect();
+    let vhd = |kind| {
+        let (unique_id, time_stamp) = (request.identity.unique_id, request.identity.time);
+        PlanTarget::Vhd(CreateOptions { size, kind, unique_id, time_stamp })
+    };
+    let target = match request.to {
+        ConvertTo::Raw => PlanTarget::Raw { size },
+        ConvertTo::Fixed => vhd(CreateKind::Fixed),
+        ConvertTo::Dynamic { block_size } => vhd(CreateKind::Dynamic { block_size }),
+    };
+    let invalid = |source| CreateError::Invalid { path: request.target.clone(), source };
+    Ok(plan(&target, &ranges).map_err(invalid)?)
+}
+
 fn write_error(request: &ConvertRequest, source: io::Error) -> ConvertError {
     ConvertError::Write { path: request.target.clone(), source }
 }
@@ -182,7 +214,8 @@ fn check_space(
 ) -> Result<(), ConvertError> {
     let needed = match request.to {
         ConvertTo::Fixed => size,
-        ConvertTo::Raw | ConvertTo::Dynamic { .. } => data_bytes(&chain.layers, size)
+        ConvertTo::Raw | ConvertTo::Dynamic { .. } => data_in(&chain.layers, 0, size)
+            .map(|ranges| ranges.iter().map(|(_, len)| len).sum())
             .map_err(|source| ConvertError::Read { path: request.source.clone(), offset: 0, source })?,
     };
     let path = || request.target.clone();
@@ -195,17 +228,23 @@ fn check_space(
     Ok(())
 }
 
-/// Bytes of a disk that are in files and not in holes of them.
-fn data_bytes(layers: &[Arc<Layer>], size: u64) -> io::Result<u64> {
-    let mut total = 0;
-    walk(layers, 0, size, &mut |_, len, place| match place {
-        Place::Nowhere => Ok(()),
-        Place::Data { layer, file_offset } => data_runs(layer, file_offset, len, &mut |len, data| {
-            total += if data { len } else { 0 };
+/// The parts of a range that are in files and not in holes of them: offset and length.
+fn data_in(layers: &[Arc<Layer>], start: u64, len: u64) -> io::Result<Vec<(u64, u64)>> {
+    let mut found: Vec<(u64, u64)> = Vec::new();
+    walk(layers, start, len, &mut |at, len, place| {
+        let Place::Data { layer, file_offset } = place else { return Ok(()) };
+        let mut at = at;
+        data_runs(layer, file_offset, len, &mut |len, data| {
+            match found.last_mut() {
+                Some((start, before)) if data && *start + *before == at => *before += len,
+                _ if data => found.push((at, len)),
+                _ => {}
+            }
+            at += len;
             Ok(())
-        }),
+        })
     })?;
-    Ok(total)
+    Ok(found)
 }
 
 /// Where the bytes go.
@@ -327,7 +366,7 @@ impl Job<'_> {
     fn copy_range(&self, start: u64, len: u64, buf: &mut [u8]) -> Result<(), ConvertError> {
         let read_error =
             |offset, source| ConvertError::Read { path: self.request.source.clone(), offset, source };
-        for (offset, len) in self.data_in(start, len).map_err(|source| read_error(start, source))? {
+        for (offset, len) in data_in(self.layers, start, len).map_err(|source| read_error(start, source))? {
             let mut at = offset;
             while at < offset + len {
                 let step = usize::try_from(offset + len - at).unwrap_or(CHUNK).min(CHUNK);
@@ -338,25 +377,6 @@ impl Job<'_> {
             }
         }
         Ok(())
-    }
-
-    /// The parts of a range that are worth reading.
-    fn data_in(&self, start: u64, len: u64) -> io::Result<Vec<(u64, u64)>> {
-        let mut found: Vec<(u64, u64)> = Vec::new();
-        walk(self.layers, start, len, &mut |at, len, place| {
-            let Place::Data { layer, file_offset } = place else { return Ok(()) };
-            let mut at = at;
-            data_runs(layer, file_offset, len, &mut |len, data| {
-                match found.last_mut() {
-                    Some((start, before)) if data && *start + *before == at => *before += len,
-                    _ if data => found.push((at, len)),
-                    _ => {}
-                }
-                at += len;
-                Ok(())
-            })
-        })?;
-        Ok(found)
     }
 
     /// Writes what is not zero; short runs of zeros in between are written along.

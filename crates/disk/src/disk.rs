@@ -36,7 +36,6 @@ pub struct Disk {
     pub(crate) chain: Quiesce<Chain>,
     pub(crate) size: AtomicU64,
     counters: Counters,
-    warnings: Vec<ChainWarning>,
 }
 
 /// One file of a chain, for people and programs.
@@ -93,7 +92,6 @@ impl Disk {
         options: DiskOptions,
     ) -> Result<Arc<Self>, OpenError> {
         let chain = Chain::open(&fs, path, &options)?;
-        let warnings = chain.warnings(&fs);
         let size = chain.top().map_or(0, |top| top.size);
         Ok(Arc::new(Self {
             fs,
@@ -101,25 +99,18 @@ impl Disk {
             chain: Quiesce::new(chain),
             size: AtomicU64::new(size),
             counters: Counters::default(),
-            warnings,
         }))
     }
 
     /// What was strange about the files when they were opened.
     #[must_use]
-    pub fn warnings(&self) -> &[ChainWarning] {
-        &self.warnings
+    pub fn warnings(&self) -> Vec<ChainWarning> {
+        self.chain.enter().warnings.clone()
     }
 
     /// The files, the top first.
     #[must_use]
     pub fn chain(&self) -> Vec<LayerInfo> {
-        let describe = |layer: &Arc<Layer>| LayerInfo {
-            path: layer.path.clone(),
-            image: layer.info().cloned(),
-            size: layer.size,
-            allocated_blocks: layer.image().map_or(0, backstay_vhd::Image::allocated_blocks),
-        };
         self.chain.enter().layers.iter().map(describe).collect()
     }
 
@@ -199,6 +190,16 @@ impl Disk {
         self.check_range(offset, buf.len() as u64)?;
         let chain = self.enter()?;
         read_chain(&chain.layers, offset, buf, wait)
+    }
+}
+
+/// One layer, for people and programs.
+pub(crate) fn describe(layer: &Arc<Layer>) -> LayerInfo {
+    LayerInfo {
+        path: layer.path.clone(),
+        image: layer.info().cloned(),
+        size: layer.size,
+        allocated_blocks: layer.image().map_or(0, backstay_vhd::Image::allocated_blocks),
     }
 }
 

@@ -1,8 +1,8 @@
 //! Why a disk cannot be opened.
 
 use crate::fs::Holder;
+use backstay_vhd::parent::ParentError;
 use std::{fmt, io, path::PathBuf};
-use uuid::Uuid;
 
 /// Why a chain cannot be opened.
 #[derive(Debug, thiserror::Error)]
@@ -69,47 +69,26 @@ pub enum OpenError {
         #[source]
         source: backstay_vhd::OpenError,
     },
+    /// Only VHD files have structures.
+    #[error("{} is a raw disk: it has no structures that could be checked or repaired", path.display())]
+    NotVhd {
+        /// Which file.
+        path: PathBuf,
+    },
     /// A raw file without content.
     #[error("{} is empty: a raw disk has at least one sector of 512 bytes", path.display())]
     Empty {
         /// Which file.
         path: PathBuf,
     },
-    /// No candidate for the parent exists.
-    #[error(
-        "the parent of {} was not found; tried {}. Move it back, or point the disk at it with `disk reparent`",
-        child.display(), Tried(tried)
-    )]
-    MissingParent {
+    /// No candidate is the parent.
+    #[error("{} cannot be used without its parent", child.display())]
+    Parent {
         /// The differencing disk.
         child: PathBuf,
-        /// Every path tried, in order, and what came of it.
-        tried: Vec<(PathBuf, String)>,
-    },
-    /// Files were found but none is the parent.
-    #[error(
-        "{} is not the parent of {}: its unique id is {found}, the child was made from {expected}. It was replaced by another disk; bring the right one back",
-        parent.display(), child.display()
-    )]
-    WrongParent {
-        /// The differencing disk.
-        child: PathBuf,
-        /// The file that is where the parent should be.
-        parent: PathBuf,
-        /// Id in the child.
-        expected: Uuid,
-        /// Id in the file found.
-        found: Uuid,
-    },
-    /// The parent is outside the allowed folder.
-    #[error("the parent {} of {} lies outside of {}, which is not allowed", parent.display(), child.display(), root.display())]
-    OutsideRoot {
-        /// The differencing disk.
-        child: PathBuf,
-        /// Where its parent is.
-        parent: PathBuf,
-        /// Where it may be.
-        root: PathBuf,
+        /// Every path tried and what came of it.
+        #[source]
+        source: Box<ParentError>,
     },
     /// The chain comes back to itself.
     #[error("the chain of {} is a circle: {} is in it twice; one of the files names a wrong parent", top.display(), path.display())]
@@ -125,22 +104,6 @@ pub enum OpenError {
         /// Top of the chain.
         top: PathBuf,
     },
-}
-
-/// Where the list of tried paths goes into a sentence.
-struct Tried<'a>(&'a [(PathBuf, String)]);
-
-impl fmt::Display for Tried<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.0.is_empty() {
-            return f.write_str("nothing, the disk does not say where it is");
-        }
-        for (index, (path, reason)) in self.0.iter().enumerate() {
-            let comma = if index == 0 { "" } else { ", " };
-            write!(f, "{comma}{} ({reason})", path.display())?;
-        }
-        Ok(())
-    }
 }
 
 struct Who<'a>(Option<&'a Holder>);

@@ -1,11 +1,12 @@
 //! How a disk is opened.
 
 use crate::seams::{ChangedRanges, WriteGate};
-use backstay_vhd::SizeRule;
+use backstay_vhd::{SizeRule, parent::PathMapping};
 use std::{
     path::{Path, PathBuf},
     sync::Arc,
 };
+use uuid::Uuid;
 
 /// Format of a disk file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -43,9 +44,10 @@ pub struct DiskOptions {
     /// Folder for shadow files, best on a tmpfs. It is where bits of acknowledged writes survive the death of this
     /// process. Without one each write that sets new bits of a differencing disk is synced before it is acknowledged.
     pub runtime_dir: Option<PathBuf>,
-    /// What stored absolute paths of parents mean on this host: beginning of the stored path (`D:\VMs`,
-    /// `\\server\share`, compared without case) and the folder it stands for.
-    pub path_map: Vec<(String, PathBuf)>,
+    /// What absolute paths stored in disks of other machines mean on this host.
+    pub path_map: Vec<PathMapping>,
+    /// Parents whose place is known, by unique id.
+    pub known_parents: Vec<(Uuid, PathBuf)>,
     /// Folder that parents may not lie outside of.
     pub root: Option<PathBuf>,
     /// Which footer field is the size.

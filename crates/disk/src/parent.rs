@@ -1,162 +1,141 @@
-//! Finding the parent of a differencing disk.
-//!
-//! Order: the path map of the caller, the relative locator from the child's real folder, the absolute one, the bare name
-//! in the child's folder. Names that Windows wrote are matched without case where the exact one is missing.
+//! Finding and opening the parent of a differencing disk: `backstay_vhd::parent` decides which paths are tried, this
+//! looks at them.
 
-use crate::fs::{FileSystem, folder_of};
-use backstay_vhd::{LocatorKind, ParentLink};
+use crate::{
+    error::OpenError,
+    fs::{FileId, FileSystem, folder_of},
+    layer::{Layer, LayerMode},
+    options::{DiskFormat, DiskOptions},
+};
+use backstay_vhd::{
+    ParentLink, VhdTime,
+    parent::{ParentGate, ParentIdentity, ParentSearch, find},
+};
 use std::{
+    cell::{Cell, RefCell},
+    collections::HashSet,
+    error::Error,
     io,
     path::{Component, Path, PathBuf},
+    sync::Arc,
 };
 
-/// Where the parent may be, best first. `child` is the real path of the child, links resolved.
-pub(crate) fn candidates(link: &ParentLink, child: &Path, map: &[(String, PathBuf)]) -> Vec<PathBuf> {
-    let folder = folder_of(child);
-    let mut found = Vec::new();
-    let mut add = |path: PathBuf| {
-        if !path.as_os_str().is_empty() && !found.contains(&path) {
-            found.push(path);
-        }
+/// What a search for a parent ends with.
+#[derive(Debug)]
+pub(crate) enum Found {
+    Parent {
+        layer: Box<Layer>,
+        /// Its time of modification is not the one that the child recorded.
+        time_differs: bool,
+    },
+    /// A file that is in the chain already.
+    Again(PathBuf),
+}
+
+/// Opens the parent of `child`. `chain` are the files above it.
+pub(crate) fn open_parent(
+    fs: &Arc<dyn FileSystem>,
+    child: &Path,
+    link: &ParentLink,
+    chain: &HashSet<FileId>,
+    options: &DiskOptions,
+) -> Result<Found, OpenError> {
+    let root = options.root.as_ref().map(|root| fs.canonicalize(root));
+    let root = root
+        .transpose()
+        .map_err(|error| OpenError::from_io(child, "resolve the allowed folder of", error))?;
+    let search = ParentSearch {
+        child_folder: folder_of(child).to_owned(),
+        root,
+        known: options.known_parents.clone(),
+        path_map: options.path_map.clone(),
     };
-    let text = |kind| link.locator(kind).filter(|text| !text.is_empty());
-    let absolute = [text(LocatorKind::Absolute), text(LocatorKind::Absolute8Bit)];
-    let stored = || absolute.iter().flatten().copied().chain([link.unicode_name.as_str()]);
-
-    for path in stored().filter_map(|text| mapped(text, map)) {
-        add(path);
+    let gate = Gate { fs, options, chain, opened: RefCell::default(), again: Cell::default() };
+    let found = find(link, &search, &gate);
+    if let Some(path) = gate.again.take() {
+        return Ok(Found::Again(path));
     }
-    let relative = [text(LocatorKind::Relative), text(LocatorKind::Relative8Bit)];
-    for text in relative.iter().flatten() {
-        add(folder.join(unix(text)));
-    }
-    for text in stored().chain(text(LocatorKind::MacUrl).map(|url| url.trim_start_matches("file://"))) {
-        if text.starts_with('/') {
-            add(PathBuf::from(text));
-        } else if !is_windows_absolute(text) && !text.is_empty() {
-            // Xen keeps a relative path where an absolute one belongs.
-            add(folder.join(unix(text)));
+    match (found, gate.opened.take()) {
+        (Ok(found), Some(layer)) => {
+            Ok(Found::Parent { layer: Box::new(layer), time_differs: found.time_differs })
         }
+        (Ok(found), None) => Err(OpenError::NotFound { path: found.path }),
+        (Err(source), _) => Err(OpenError::Parent { child: child.to_owned(), source: Box::new(source) }),
     }
-    for text in relative.iter().flatten().copied().chain(stored()) {
-        if let Some(name) = text.rsplit(['\\', '/']).next().filter(|name| !name.is_empty()) {
-            add(folder.join(name));
+}
+
+struct Gate<'a> {
+    fs: &'a Arc<dyn FileSystem>,
+    options: &'a DiskOptions,
+    chain: &'a HashSet<FileId>,
+    /// The last disk that was identified, still open and locked.
+    opened: RefCell<Option<Layer>>,
+    again: Cell<Option<PathBuf>>,
+}
+
+impl ParentGate for Gate<'_> {
+    fn real_path(&self, path: &Path) -> io::Result<PathBuf> {
+        self.fs.canonicalize(path)
+    }
+
+    fn match_case(&self, path: &Path) -> io::Result<Option<PathBuf>> {
+        match_case(self.fs.as_ref(), path)
+    }
+
+    fn identify(&self, path: &Path) -> Result<ParentIdentity, Box<dyn Error + Send + Sync>> {
+        let meta = self.fs.metadata(path)?;
+        // Its lock would be refused, which says less.
+        if self.chain.contains(&meta.id) {
+            self.again.set(Some(path.to_owned()));
+            return Err("it is in the chain already".into());
         }
+        let mode = LayerMode { writable: false, format: DiskFormat::Vhd };
+        let layer = Layer::open(self.fs, path, mode, self.options)?;
+        let unique_id = layer.info().map(|info| info.unique_id).unwrap_or_default();
+        self.opened.replace(Some(layer));
+        Ok(ParentIdentity { unique_id, modified: Some(VhdTime::from_unix(meta.modified)) })
     }
-    found
 }
 
-fn unix(text: &str) -> PathBuf {
-    PathBuf::from(text.replace('\\', "/")).components().filter(|part| *part != Component::CurDir).collect()
-}
-
-fn is_windows_absolute(text: &str) -> bool {
-    let bytes = text.as_bytes();
-    text.starts_with(r"\\") || matches!(bytes, [drive, b':', ..] if drive.is_ascii_alphabetic())
-}
-
-/// What the caller's map makes of a stored path.
-fn mapped(text: &str, map: &[(String, PathBuf)]) -> Option<PathBuf> {
-    let text = text.strip_prefix(r"\\?\").unwrap_or(text);
-    map.iter().find_map(|(from, to)| {
-        let from = from.trim_end_matches(['\\', '/']);
-        let head = text.get(..from.len())?;
-        let rest = text.get(from.len()..)?;
-        let whole_names = rest.is_empty() || rest.starts_with(['\\', '/']);
-        (head.eq_ignore_ascii_case(from) && whole_names).then(|| {
-            let rest = rest.trim_start_matches(['\\', '/']);
-            if rest.is_empty() { to.clone() } else { to.join(unix(rest)) }
-        })
-    })
-}
-
-/// The existing file that `path` means: itself, or one whose names differ only in case.
-pub(crate) fn existing(fs: &dyn FileSystem, path: &Path) -> io::Result<PathBuf> {
-    match fs.metadata(path) {
-        Ok(_) => return Ok(path.to_owned()),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-        Err(error) => return Err(error),
-    }
+/// An existing path whose names differ from those of `path` at most in case.
+fn match_case(fs: &dyn FileSystem, path: &Path) -> io::Result<Option<PathBuf>> {
     let mut real = PathBuf::new();
     for part in path.components() {
         let Component::Normal(name) = part else {
             real.push(part);
             continue;
         };
-        let exact = real.join(name);
-        if fs.metadata(&exact).is_ok() {
-            real = exact;
+        if fs.metadata(&real.join(name)).is_ok() {
+            real.push(name);
             continue;
         }
         let wanted = name.to_string_lossy().to_lowercase();
         let folder = if real.as_os_str().is_empty() { Path::new(".") } else { &real };
-        let mut same: Vec<_> = fs
-            .list(folder)?
-            .into_iter()
-            .filter(|name| name.to_string_lossy().to_lowercase() == wanted)
-            .collect();
+        let mut same = fs.list(folder)?;
+        same.retain(|name| name.to_string_lossy().to_lowercase() == wanted);
         same.sort();
         match same.into_iter().next() {
             Some(name) => real.push(name),
-            None => return Err(io::ErrorKind::NotFound.into()),
+            None => return Ok(None),
         }
     }
-    Ok(real)
+    Ok(Some(real))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::fs::HostFs;
-    use backstay_vhd::{ParentLocator, VhdTime};
-    use uuid::Uuid;
-
-    fn link(name: &str, locators: &[(LocatorKind, &str)]) -> ParentLink {
-        let locators = locators.iter().enumerate().map(|(slot, (kind, text))| ParentLocator {
-            slot,
-            kind: *kind,
-            path: Some((*text).to_owned()),
-            offset: 0,
-            reserved: 0,
-        });
-        ParentLink {
-            unique_id: Uuid::nil(),
-            time_stamp: VhdTime(0),
-            unicode_name: name.to_owned(),
-            locators: locators.collect(),
-        }
-    }
-
-    #[test]
-    fn windows_paths_are_tried_in_order() {
-        let link = link(
-            r"D:\VMs\Base\root.vhd",
-            &[(LocatorKind::Absolute, r"D:\VMs\Base\root.vhd"), (LocatorKind::Relative, r"..\Base\root.vhd")],
-        );
-        let map = [(r"d:\vms\".to_owned(), PathBuf::from("/srv"))];
-        let tried = candidates(&link, Path::new("/vm/one/disk.avhd"), &map);
-        let expected = ["/srv/Base/root.vhd", "/vm/one/../Base/root.vhd", "/vm/one/root.vhd"];
-        assert_eq!(tried, expected.map(PathBuf::from));
-        let other = [(r"D:\VM".to_owned(), PathBuf::from("/srv"))];
-        assert_eq!(candidates(&link, Path::new("/vm/one/disk.avhd"), &other).len(), 2);
-    }
-
-    #[test]
-    fn xen_keeps_a_relative_path_in_the_absolute_locator() {
-        let link = link("base.vhd", &[(LocatorKind::Absolute, "./base.vhd")]);
-        assert_eq!(candidates(&link, Path::new("/sr/leaf.vhd"), &[]), [PathBuf::from("/sr/base.vhd")]);
-    }
 
     #[test]
     fn case_is_ignored_only_where_the_exact_name_is_missing() {
         let folder = tempfile::tempdir().unwrap();
         std::fs::create_dir(folder.path().join("Base")).unwrap();
         std::fs::write(folder.path().join("Base/ROOT.VHD"), b"").unwrap();
-        let found = existing(&HostFs, &folder.path().join("base/Root.vhd")).unwrap();
-        assert_eq!(found, folder.path().join("Base/ROOT.VHD"));
+        let found = |name: &str| match_case(&HostFs, &folder.path().join(name)).unwrap();
+        assert_eq!(found("base/Root.vhd"), Some(folder.path().join("Base/ROOT.VHD")));
         std::fs::write(folder.path().join("Base/Root.vhd"), b"").unwrap();
-        let found = existing(&HostFs, &folder.path().join("base/Root.vhd")).unwrap();
-        assert_eq!(found, folder.path().join("Base/Root.vhd"));
-        assert!(existing(&HostFs, &folder.path().join("base/other.vhd")).is_err());
+        assert_eq!(found("base/Root.vhd"), Some(folder.path().join("Base/Root.vhd")));
+        assert_eq!(found("base/other.vhd"), None);
     }
 }

@@ -2,5 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a panic in a test is the report")]
 
+mod crash;
 mod model;
+mod simfs;
 mod support;

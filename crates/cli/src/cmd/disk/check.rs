@@ -107,7 +107,7 @@ fn check_chain(args: &CheckArgs, report: &mut Report) -> anyhow::Result<()> {
     match Disk::open(&args.path, args.format.read_only()) {
         Ok(disk) => {
             let own = report.findings.iter().map(|f| f.text.clone()).collect::<Vec<_>>();
-            let warnings = disk.warnings().iter().map(ToString::to_string);
+            let warnings = disk.warnings().into_iter().map(|warning| warning.to_string());
             let new = warnings.filter(|text| !own.iter().any(|own| text.ends_with(own.as_str())));
             report.findings.extend(new.map(|text| finding(Severity::Warning, text)));
         }
