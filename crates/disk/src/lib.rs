@@ -1,4 +1,28 @@
-//! The disk engine.
+//! The disk engine: opens chains of VHD files and raw disks, moves the bytes, switches layers, converts, and exports
+//! disks by NBD.
+//!
+//! ```text
+//!  write(offset, data)
+//!    │ Quiesce: one read lock; a layer switch is the writer
+//!    │ zeros over nothing are left out (4 KiB pieces)
+//!    ▼
+//!  Image::begin_write ── block absent? ── take one from the reserved extent; its table entry goes to the kernel
+//!    │                                    (a new extent is synced before any entry points into it)
+//!    ▼
+//!  WriteGate ─► pwrite of the payload to each file range
+//!    ▼
+//!  Image::complete_write ── differencing: new bits → shadow file (tmpfs) → visible to readers
+//!    ▼
+//!  ChangedRanges, counters, acknowledgement
+//! ```
+//! What is safe when:
+//! - *acknowledged*: everything is in the kernel (page cache, shadow file), so the death of this process loses nothing;
+//! - *flushed*: data synced, then the bitmaps that speak of it written and synced, so power loss loses nothing. Calls
+//!   that wait at the same time share one round. After a failed sync nothing is acknowledged any more.
+//!
+//! Reads, and writes to blocks that exist, take no mutex and allocate nothing. Only the top of a chain is written to,
+//! under an exclusive lock; parents are read under shared ones. New files are written under a temporary name, synced,
+//! renamed, and the folder synced.
 
 mod backend;
 mod chain;

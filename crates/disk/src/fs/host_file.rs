@@ -44,6 +44,14 @@ impl HostFile {
     }
 }
 
+impl Drop for HostFile {
+    fn drop(&mut self) {
+        // Closing is not enough: a process that another thread is just forking has a copy of the descriptor until it
+        // executes its program, and the lock would live as long.
+        let _nothing_to_do_about_it = lock::set_lock(&self.file, None);
+    }
+}
+
 /// Whether the error says that this file system cannot do it at all, rather than that it failed.
 fn unsupported(error: Errno) -> bool {
     matches!(error, Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL | Errno::NODEV | Errno::NOTTY)
@@ -159,7 +167,7 @@ impl DiskFile for HostFile {
     }
 
     fn lock(&self, kind: LockKind) -> io::Result<()> {
-        lock::set_lock(&self.file, kind)
+        lock::set_lock(&self.file, Some(kind))
     }
 
     fn punches(&self) -> bool {

@@ -10,11 +10,12 @@ use std::{
 /// Longest part of a command line that is worth showing, in characters.
 const COMMAND_CHARS: usize = 160;
 
-/// Sets the lock of this open file description on the whole file, without waiting. Changing the kind is one step.
-pub(super) fn set_lock(fd: impl AsFd, kind: LockKind) -> io::Result<()> {
+/// Sets or drops the lock of this open file description on the whole file, without waiting. A change is one step.
+pub(super) fn set_lock(fd: impl AsFd, kind: Option<LockKind>) -> io::Result<()> {
     let lock_type = match kind {
-        LockKind::Shared => libc::F_RDLCK,
-        LockKind::Exclusive => libc::F_WRLCK,
+        Some(LockKind::Shared) => libc::F_RDLCK,
+        Some(LockKind::Exclusive) => libc::F_WRLCK,
+        None => libc::F_UNLCK,
     };
     #[expect(
         clippy::cast_possible_truncation,

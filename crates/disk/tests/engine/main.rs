@@ -3,6 +3,8 @@
 #![expect(clippy::unwrap_used, reason = "a panic in a test is the report")]
 
 mod crash;
+mod host;
+mod kill;
 mod model;
 mod simfs;
 mod support;

@@ -6,6 +6,7 @@ use std::{
     sync::Arc,
 };
 
+pub const SECTOR: u64 = 512;
 pub const BLOCK_SIZE: u32 = 512 << 10;
 
 /// A folder for disks. In memory where possible: these tests sync a lot.
@@ -67,4 +68,25 @@ pub fn assert_same(found: &[u8], expected: &[u8], what: &str) {
             &expected[sector * 512..sector * 512 + 20]
         );
     }
+}
+/// Content that tells its place and its writer in every sector.
+pub fn stamp(offset: u64, len: u64, writer: u64) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    for sector in offset / SECTOR..(offset + len) / SECTOR {
+        let mut one = [0x5a; SECTOR as usize];
+        one[..8].copy_from_slice(&sector.to_le_bytes());
+        one[8..16].copy_from_slice(&writer.to_le_bytes());
+        bytes.extend(one);
+    }
+    bytes
+}
+
+/// Whether a program is there; says so if not.
+pub fn have(program: &str) -> bool {
+    let found = std::env::var_os("PATH")
+        .is_some_and(|path| std::env::split_paths(&path).any(|folder| folder.join(program).is_file()));
+    if !found {
+        println!("skipped: {program} is not installed");
+    }
+    found
 }
