@@ -7,4 +7,5 @@ mod host;
 mod kill;
 mod model;
 mod simfs;
+mod space;
 mod support;

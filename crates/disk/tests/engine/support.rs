@@ -73,7 +73,7 @@ pub fn assert_same(found: &[u8], expected: &[u8], what: &str) {
 pub fn stamp(offset: u64, len: u64, writer: u64) -> Vec<u8> {
     let mut bytes = Vec::new();
     for sector in offset / SECTOR..(offset + len) / SECTOR {
-        let mut one = [0x5a; SECTOR as usize];
+        let mut one = [0x5a; 512];
         one[..8].copy_from_slice(&sector.to_le_bytes());
         one[8..16].copy_from_slice(&writer.to_le_bytes());
         bytes.extend(one);
