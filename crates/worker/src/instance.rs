@@ -20,12 +20,12 @@ pub struct Instance {
     /// The guest has executed: the memory state that the launch record names is behind it and must not be loaded again,
     /// because its disks have moved on.
     pub ran: bool,
-    /// The user paused it: a stopped guest stays stopped when it is taken over.
+    /// The user wants it paused: a stopped guest stays stopped when it is taken over, any other is continued.
     #[serde(default)]
     pub paused: bool,
     /// Starts by the recovery action, milliseconds since the Unix epoch, oldest first.
     #[serde(default)]
-    pub recoveries: Vec<i64>,
+    pub recoveries: Vec<u64>,
 }
 
 /// Reads the record.

@@ -19,7 +19,6 @@ pub mod events;
 mod instance;
 mod lock;
 mod owner;
-mod recovery;
 mod report;
 mod run_dir;
 mod server;

@@ -1,23 +1,13 @@
 //! Requests from the control socket.
 
-use super::{Answer, AskedToStop, Owner, ReplyTo, Verb, VerbDone, fail, refuse};
-use crate::control::{
-    CheckpointOutcome, PROTOCOL_VERSION, Reply, Request, WorkerError, WorkerErrorCode, WorkerEvent,
-    WorkerStatus,
-};
+use super::{Owner, ReplyTo, fail, refuse};
+use crate::control::{CheckpointOutcome, PROTOCOL_VERSION, Reply, Request, WorkerStatus};
 use crate::server::Call;
-use backstay_model::VmState;
-use backstay_qemu::qmp::Qmp;
+use backstay_model::VmVerb;
+use backstay_qemu::lifecycle::{Event as Life, UserRequest};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
-use tokio::time::Instant;
-
-/// How long a guest that was asked to shut down counts as stopping.
-const SHUTDOWN_PATIENCE: Duration = Duration::from_secs(120);
-/// How long QEMU may take to quit before it is killed.
-const QUIT_PATIENCE: Duration = Duration::from_secs(3);
 
 impl Owner {
     pub(super) async fn call(&mut self, call: Call) {
@@ -29,10 +19,10 @@ impl Owner {
                 pid: std::process::id(),
             }),
             Request::Status => Ok(Reply::Status(Box::new(self.status()))),
-            Request::Pause => return self.verb(Verb::Pause, reply),
-            Request::Resume => return self.verb(Verb::Resume, reply),
-            Request::Reset => return self.verb(Verb::Reset, reply),
-            Request::Shutdown => return self.verb(Verb::Shutdown, reply),
+            Request::Pause => return self.verb(UserRequest::Pause, reply).await,
+            Request::Resume => return self.verb(UserRequest::Resume, reply).await,
+            Request::Reset => return self.verb(UserRequest::Reset, reply).await,
+            Request::Shutdown => return self.verb(UserRequest::Shutdown, reply).await,
             Request::TurnOff => return self.turn_off(reply).await,
             Request::Screenshot { path } => return self.screenshot(path, reply),
             Request::Checkpoint(request) => return self.checkpoint(request, reply).await,
@@ -78,120 +68,41 @@ impl Owner {
         tokio::task::spawn_blocking(move || reply.send(Ok(Reply::Disks { disks: disks.status() })));
     }
 
-    /// Whether a verb fits; `Ok(None)`: it is so already.
-    fn verb_allowed(&self, verb: Verb) -> Result<Option<Qmp>, WorkerError> {
-        let precondition = |message: String| WorkerError { code: WorkerErrorCode::Precondition, message };
-        let model_verb = match verb {
-            Verb::Pause => backstay_model::VmVerb::Pause,
-            Verb::Resume => backstay_model::VmVerb::Resume,
-            Verb::Reset => backstay_model::VmVerb::Reset,
-            Verb::Shutdown => backstay_model::VmVerb::Shutdown,
-        };
+    /// Whether a verb fits now; `false`: it is so already.
+    fn verb_allowed(&self, verb: VmVerb) -> Result<bool, String> {
         let name = &self.record.spec.name;
-        if !backstay_model::allowed(name, self.state, model_verb).map_err(|e| precondition(e.to_string()))? {
-            return Ok(None);
+        let holds = self.job.as_ref().is_some_and(super::ActiveJob::holds_guest);
+        if !backstay_model::allowed(name, self.state, verb).map_err(|refusal| refusal.to_string())? {
+            return Ok(false);
         }
-        if self.job.as_ref().is_some_and(super::ActiveJob::holds_guest) {
-            return Err(precondition(format!(
-                "a checkpoint of '{name}' is being taken: try again in a moment"
-            )));
+        if holds {
+            return Err(format!("a checkpoint of '{name}' is being taken: try again in a moment"));
         }
-        if !self.verbs.is_empty() || self.turning_off.is_some() {
-            return Err(precondition(format!(
-                "another command for '{name}' is being carried out: try again in a moment"
-            )));
-        }
-        match self.qmp() {
-            Some(qmp) => Ok(Some(qmp)),
-            None => Err(precondition(format!("'{name}' has no QEMU now: wait until it is started"))),
-        }
+        Ok(true)
     }
 
-    fn verb(&mut self, verb: Verb, reply: ReplyTo) {
-        let qmp = match self.verb_allowed(verb) {
-            Ok(Some(qmp)) => qmp,
-            Ok(None) => return drop(reply.send(Ok(Reply::Done))),
-            Err(error) => return drop(reply.send(Err(error))),
+    async fn verb(&mut self, request: UserRequest, reply: ReplyTo) {
+        let verb = match request {
+            UserRequest::Pause => VmVerb::Pause,
+            UserRequest::Resume => VmVerb::Resume,
+            UserRequest::Reset => VmVerb::Reset,
+            UserRequest::Shutdown => VmVerb::Shutdown,
+            UserRequest::TurnOff => VmVerb::TurnOff,
         };
-        if verb == Verb::Resume {
-            // Before it executes: whoever takes over must not load the saved state again.
-            self.instance.ran = true;
-            self.remember();
+        match self.verb_allowed(verb) {
+            Ok(true) => self.request(request, reply).await,
+            Ok(false) => drop(reply.send(Ok(Reply::Done))),
+            Err(message) => drop(reply.send(refuse(message))),
         }
-        self.verbs.spawn(async move {
-            let result = match verb {
-                Verb::Pause => qmp.stop().await,
-                Verb::Resume => qmp.cont().await,
-                Verb::Reset => qmp.system_reset().await,
-                Verb::Shutdown => qmp.system_powerdown().await,
-            };
-            VerbDone { verb, result, reply }
-        });
     }
 
-    pub(super) async fn verb_done(&mut self, done: VerbDone) {
-        let VerbDone { verb, result, reply } = done;
-        let answer: Answer = match &result {
-            Ok(()) => Ok(Reply::Done),
-            Err(error) => fail(error),
-        };
-        if result.is_ok() && verb == Verb::Shutdown {
-            self.asked_to_stop = Some(AskedToStop { patience: Instant::now() + SHUTDOWN_PATIENCE });
-            self.set_state(VmState::Stopping, "the guest was asked to shut down");
-        }
-        if verb == Verb::Reset {
-            self.asked_to_stop = None;
-        }
-        self.refresh(match verb {
-            Verb::Pause => "paused",
-            Verb::Resume => "resumed",
-            Verb::Reset => "reset",
-            Verb::Shutdown => "the guest was asked to shut down",
-        })
-        .await;
-        let _ = reply.send(answer);
-    }
-
-    pub(super) async fn out_of_patience(&mut self) {
-        self.asked_to_stop = None;
-        let message = "the guest did not shut down within 2 minutes; it may wait for its user, or not listen: turn it off instead";
-        self.tell(WorkerEvent::Warning { message: message.into() });
-        self.refresh("the guest did not shut down").await;
-    }
-
-    /// Pulls the plug: nothing may delay it for long.
+    /// Pulls the plug: nothing may delay it for long. The reply comes when the disks are closed.
     async fn turn_off(&mut self, reply: ReplyTo) {
-        if let Some(waiting) = &mut self.turning_off {
-            return waiting.push(reply);
-        }
-        self.turning_off = Some(vec![reply]);
-        self.restart_at = None;
+        self.turning_off.push(reply);
         if let Some(job) = &self.job {
             job.progress.cancel();
         }
-        if let Some(starting) = &self.starting {
-            starting.cancel.send_replace(true);
-            return;
-        }
-        if self.machine.is_some() {
-            self.set_state(VmState::Stopping, "turned off");
-            return self.quit_qemu();
-        }
-        self.finish(VmState::Off, "turned off", super::End::Done).await;
-    }
-
-    /// Asks QEMU to end and kills it if it does not; its end comes as an event.
-    pub(super) fn quit_qemu(&self) {
-        let Some(machine) = self.machine.clone() else { return };
-        tokio::spawn(async move {
-            let _ = tokio::time::timeout(QUIT_PATIENCE, machine.qmp.quit()).await;
-            let gone = tokio::time::timeout(QUIT_PATIENCE, machine.process.wait()).await;
-            if gone.is_err()
-                && let Err(error) = machine.process.kill()
-            {
-                tracing::error!(%error, "QEMU could not be killed");
-            }
-        });
+        self.feed(Life::User(UserRequest::TurnOff)).await;
     }
 
     fn screenshot(&self, path: PathBuf, reply: ReplyTo) {

@@ -12,6 +12,7 @@ use crate::control::{
 use crate::durable;
 use crate::events::Spool;
 use backstay_model::{CheckpointId, VmState};
+use backstay_qemu::lifecycle::{Event as Life, UserRequest};
 use backstay_qemu::qmp::{Qmp, RunState};
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -38,7 +39,7 @@ impl Owner {
             Ok(situation) => situation,
             Err(answer) => return drop(reply.send(answer)),
         };
-        self.begin(plan(&request, &situation), reply);
+        self.begin(plan(&request, &situation), reply).await;
     }
 
     pub(super) async fn save(&mut self, request: SaveRequest, reply: ReplyTo) {
@@ -46,7 +47,7 @@ impl Owner {
             Ok(situation) => situation,
             Err(answer) => return drop(reply.send(answer)),
         };
-        self.begin(plan_save(&request, &situation), reply);
+        self.begin(plan_save(&request, &situation), reply).await;
         if self.job.as_ref().is_some_and(|job| job.plan.checkpoint == request.id) {
             self.set_state(VmState::Saving, "memory is being saved");
         }
@@ -54,17 +55,18 @@ impl Owner {
 
     async fn situation(&self, probe: bool) -> Result<Situation, Answer> {
         let Some(qmp) = self.qmp() else { return Err(refuse(PlanError::State.to_string())) };
-        if !self.verbs.is_empty() || self.turning_off.is_some() {
-            return Err(refuse("another command is being carried out: try again in a moment"));
-        }
+        let busy = self.job.as_ref().map(|job| job.plan.checkpoint);
+        let status = qmp.query_status().await.map_err(|error| super::fail(&error))?.status;
         let activity = match self.state {
-            VmState::Running => Activity::Running,
-            VmState::Paused if self.postmigrate => Activity::PausedAfterSave,
+            VmState::Running if status == RunState::Running || busy.is_some() => Activity::Running,
+            VmState::Running => {
+                return Err(refuse("another command is being carried out: try again in a moment"));
+            }
+            VmState::Paused if status == RunState::Postmigrate => Activity::PausedAfterSave,
             VmState::Paused => Activity::Paused,
             VmState::PausedCritical => Activity::Stalled,
             _ => Activity::Other,
         };
-        let busy = self.job.as_ref().map(|job| job.plan.checkpoint);
         let no_background = if self.record.avoid_background {
             Some("switched off for this machine".to_owned())
         } else if probe && busy.is_none() {
@@ -75,7 +77,7 @@ impl Owner {
         Ok(Situation { activity, busy, tops: self.disks.tops(), no_background })
     }
 
-    fn begin(&mut self, plan: Result<Plan, PlanError>, reply: ReplyTo) {
+    async fn begin(&mut self, plan: Result<Plan, PlanError>, reply: ReplyTo) {
         let (plan, qmp) = match (plan, self.qmp()) {
             (Ok(plan), Some(qmp)) => (plan, qmp),
             (Ok(_), None) => return drop(reply.send(refuse(PlanError::State.to_string()))),
@@ -100,6 +102,7 @@ impl Owner {
         let (sender, running) = oneshot::channel();
         let task = tokio::spawn(job.run(sender));
         self.job = Some(ActiveJob { plan, progress, task, running: Some(running), reply: Some(reply) });
+        self.feed(Life::CheckpointBegin).await;
     }
 
     /// The guest runs again; memory is still on its way.
@@ -110,21 +113,23 @@ impl Owner {
                 let _ = reply.send(Ok(Reply::Checkpoint(job.progress.outcome(&job.plan))));
             }
         }
-        self.refresh("").await;
+        self.feed(Life::CheckpointEnd).await;
     }
 
     pub(super) async fn job_done(&mut self, outcome: CheckpointOutcome) {
         let Some(job) = self.job.take() else { return };
-        let save = job.plan.switches.is_empty() && !job.plan.resume && self.state == VmState::Saving;
-        let complete = matches!(outcome, CheckpointOutcome::Complete { .. });
-        if save && complete && self.machine.is_some() {
-            self.set_state(VmState::Saving, "memory is saved");
-            self.saved = true;
-            self.conclude(&job.plan, job.reply, outcome);
-            return self.quit_qemu();
-        }
+        let (held, save) = (job.holds_guest(), self.state == VmState::Saving);
+        self.saved = save && matches!(outcome, CheckpointOutcome::Complete { .. });
         self.conclude(&job.plan, job.reply, outcome);
-        self.refresh(if save { "the machine could not be saved" } else { "" }).await;
+        if save && !self.saved {
+            self.set_state(self.life.state(), "the machine could not be saved");
+        }
+        if held {
+            self.feed(Life::CheckpointEnd).await;
+        }
+        if self.saved {
+            self.feed(Life::User(UserRequest::TurnOff)).await;
+        }
     }
 
     pub(super) fn conclude(&mut self, plan: &Plan, reply: Option<ReplyTo>, outcome: CheckpointOutcome) {

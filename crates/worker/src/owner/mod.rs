@@ -12,9 +12,9 @@
 
 mod calls;
 mod checkpoints;
-mod death;
-mod guest;
+mod machine;
 mod select;
+mod steps;
 
 use crate::checkpoint::job::Progress;
 use crate::checkpoint::plan::Plan;
@@ -26,18 +26,20 @@ use crate::instance::{self, Instance};
 use crate::report::chain_of;
 use crate::run_dir::RunDir;
 use crate::server::Call;
-use crate::start::{Machine, StartError, Started, start};
-use backstay_model::{CheckpointId, DriveSlot, VmState};
+use crate::start::{Machine, StartError, Started};
+use backstay_model::{CheckpointId, VmState};
 use backstay_qemu::accel::Choice;
+use backstay_qemu::lifecycle::{Lifecycle, RecoveryPolicy};
 use backstay_qemu::process::QemuProcess;
-use backstay_qemu::qmp::{Qmp, QmpError, QmpEvent};
+use backstay_qemu::qmp::{Qmp, QmpEvent};
 use std::collections::HashMap;
 use std::error::Error;
 use std::sync::Arc;
 use std::time::Duration;
+use steps::{Commander, Done};
 use tokio::signal::unix::Signal;
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
-use tokio::task::{JoinHandle, JoinSet};
+use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 type Answer = Result<Reply, WorkerError>;
@@ -97,34 +99,6 @@ impl ActiveJob {
     }
 }
 
-/// The guest is stopped because a disk request failed.
-struct Stall {
-    slot: Option<DriveSlot>,
-    next_try: Instant,
-    interval: Duration,
-    /// Errors since the last attempt to continue.
-    errors: u32,
-}
-
-/// The guest was asked to shut down.
-struct AskedToStop {
-    patience: Instant,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Verb {
-    Pause,
-    Resume,
-    Reset,
-    Shutdown,
-}
-
-struct VerbDone {
-    verb: Verb,
-    result: Result<(), QmpError>,
-    reply: ReplyTo,
-}
-
 /// The owner.
 pub struct Owner {
     run: RunDir,
@@ -136,27 +110,50 @@ pub struct Owner {
     serial: watch::Sender<SerialPort>,
     calls: mpsc::Receiver<Call>,
 
+    /// What QEMU's events and the user's wishes mean.
+    life: Lifecycle,
+    clock: Clock,
+    /// What was told last.
     state: VmState,
     reason: Option<String>,
     starting: Option<Starting>,
     machine: Option<Machine>,
+    commander: Option<Commander>,
+    /// Answers of commands, of any QEMU so far.
+    done: mpsc::UnboundedReceiver<Done>,
+    done_sender: mpsc::UnboundedSender<Done>,
     guest_events: Option<broadcast::Receiver<QmpEvent>>,
-    /// The last save by QEMU itself locked the paused state.
-    postmigrate: bool,
-    stall: Option<Stall>,
-    asked_to_stop: Option<AskedToStop>,
-    /// Why QEMU is about to end in order, as its `SHUTDOWN` event said.
-    shutdown_cause: Option<String>,
-    /// Callers of turn-off; once there is one, the machine ends.
-    turning_off: Option<Vec<ReplyTo>>,
-    /// The save is complete: the end of QEMU is no failure.
+    reconnecting: Option<JoinHandle<Option<Qmp>>>,
+    /// Callers of turn-off.
+    turning_off: Vec<ReplyTo>,
+    /// Memory is durable: the end of QEMU is what was wanted.
     saved: bool,
     job: Option<ActiveJob>,
     outcomes: HashMap<CheckpointId, CheckpointOutcome>,
-    verbs: JoinSet<VerbDone>,
-    restart_at: Option<Instant>,
     terminate: Option<Signal>,
     end: Option<End>,
+}
+
+/// The lifecycle's time: since the Unix epoch when the worker starts, then by a clock that nobody sets.
+#[derive(Clone, Copy, Debug)]
+struct Clock {
+    started: Instant,
+    offset: Duration,
+}
+
+impl Clock {
+    fn start() -> Self {
+        let offset = Duration::from_millis(u64::try_from(now_unix_ms()).unwrap_or(0));
+        Self { started: Instant::now(), offset }
+    }
+
+    fn now(self) -> Duration {
+        self.offset + self.started.elapsed()
+    }
+
+    fn instant(self, at: Duration) -> Instant {
+        self.started + at.saturating_sub(self.offset)
+    }
 }
 
 impl Owner {
@@ -165,6 +162,9 @@ impl Owner {
     pub fn new(parts: Parts) -> Self {
         let Parts { run, record, spool, disks, accel, instance, serial, calls } = parts;
         let outcomes = checkpoints::remembered(&spool);
+        let policy = RecoveryPolicy::new(record.spec.recovery);
+        let restarts = instance.recoveries.iter().map(|&ms| Duration::from_millis(ms)).collect();
+        let (done_sender, done) = mpsc::unbounded_channel();
         Self {
             run,
             record,
@@ -174,21 +174,21 @@ impl Owner {
             instance,
             serial,
             calls,
+            life: Lifecycle::new(policy, restarts),
+            clock: Clock::start(),
             state: VmState::Off,
             reason: None,
             starting: None,
             machine: None,
+            commander: None,
+            done,
+            done_sender,
             guest_events: None,
-            postmigrate: false,
-            stall: None,
-            asked_to_stop: None,
-            shutdown_cause: None,
-            turning_off: None,
+            reconnecting: None,
+            turning_off: Vec::new(),
             saved: false,
             job: None,
             outcomes,
-            verbs: JoinSet::new(),
-            restart_at: None,
             terminate: select::terminate_signal(),
             end: None,
         }
@@ -235,116 +235,10 @@ impl Owner {
         self.machine.as_ref().map(|machine| machine.qmp.clone())
     }
 
-    /// No QEMU lives: start one. A saved state is loaded only if the guest has not run since.
-    async fn first_start(&mut self) {
-        use backstay_qemu::process::{LastExit, last_exit};
-        if self.instance.ran && last_exit(&self.run) != LastExit::NeverStarted {
-            // QEMU ended while no worker watched.
-            self.clean_up_after_job(None).await;
-            return self.ended_unwatched(last_exit(&self.run)).await;
-        }
-        self.instance = Instance::default();
-        self.begin_start("starting");
-    }
-
-    fn begin_start(&mut self, reason: &str) {
-        self.set_state(VmState::Starting, reason);
-        self.instance.accelerator = self.accel.accel.as_str().into();
-        self.instance.accelerator_reason.clone_from(&self.accel.reason);
-        self.instance.started_unix_ms = now_unix_ms();
-        self.remember();
-        let (run, record, accel) = (self.run.clone(), self.record.clone(), self.accel.clone());
-        let restore = self.record.restore.clone().filter(|_| !self.instance.ran);
-        let (cancel, cancelled) = watch::channel(false);
-        let task =
-            tokio::spawn(async move { start(&run, &record, &accel, restore.as_ref(), cancelled).await });
-        self.starting = Some(Starting { task, cancel });
-    }
-
-    async fn started(&mut self, result: Result<Started, StartError>) {
-        self.starting = None;
-        let started = match result {
-            Ok(started) => started,
-            Err(StartError::Cancelled) => return self.finish(VmState::Off, "turned off", End::Done).await,
-            Err(error) => {
-                let reason = chain_of(&error);
-                return self.finish(VmState::Failed, &reason, End::Failed).await;
-            }
-        };
-        for message in started.warnings {
-            self.tell(WorkerEvent::Warning { message });
-        }
-        if self.accel.warning && self.instance.recoveries.is_empty() {
-            let message = format!("the guest runs much slower than this host could: {}", self.accel.reason);
-            self.tell(WorkerEvent::Warning { message });
-        }
-        self.hold(started.machine);
-        if self.turning_off.is_some() {
-            return self.quit_qemu();
-        }
-        if started.run && !self.record.start_paused {
-            self.let_guest_run().await;
-        } else {
-            self.set_state(VmState::Paused, "started without running");
-        }
-    }
-
-    /// The first time the guest executes its saved state is used up.
-    async fn let_guest_run(&mut self) {
-        self.instance.ran = true;
-        self.remember();
-        let Some(qmp) = self.qmp() else { return };
-        if let Err(error) = qmp.cont().await {
-            self.tell(WorkerEvent::Warning { message: chain_of(&error) });
-        }
-        self.refresh("started").await;
-    }
-
-    fn hold(&mut self, machine: Machine) {
-        self.instance.qemu_version = machine.qmp.greeting().version_text();
-        self.remember();
-        self.guest_events = Some(machine.qmp.events());
-        self.machine = Some(machine);
-        self.serial.send_replace(Some(self.run.serial()));
-    }
-
-    /// A QEMU of a former worker lives: its disks are served again already.
-    async fn take_over(&mut self, process: QemuProcess) {
-        self.state = VmState::Starting;
-        let pid = process.pid();
-        // While its disks were away QEMU may have hung in a command; it answers when the disks are back.
-        let qmp = match Qmp::connect(&self.run.qmp(), Duration::from_secs(30)).await {
-            Ok(qmp) => qmp,
-            Err(error) => {
-                let reason = format!("QEMU (process {pid}) does not answer: {}", chain_of(&error));
-                let _ = process.kill();
-                process.wait().await;
-                return self.finish(VmState::Failed, &reason, End::Failed).await;
-            }
-        };
-        let machine = Machine { process: Arc::new(process), qmp };
-        if !self.instance.ran {
-            // It was being started, perhaps half through a saved state: nothing is lost by starting anew.
-            let _ = machine.process.kill();
-            machine.process.wait().await;
-            return self.begin_start("starting");
-        }
-        self.hold(machine);
-        self.tell(WorkerEvent::Adopted { qemu_pid: pid, gap_ms: None });
-        let qmp = self.qmp();
-        self.clean_up_after_job(qmp.as_ref()).await;
-        self.refresh("taken over from a former worker").await;
-    }
-
     /// The machine is over: closes the disks, tells everyone, ends the worker.
-    async fn finish(&mut self, state: VmState, reason: &str, end: End) {
-        self.machine = None;
-        self.guest_events = None;
-        if let Some(job) = self.job.take() {
-            job.progress.cancel();
-            let outcome = job.task.await.unwrap_or_else(|panic| checkpoints::panicked(&panic));
-            self.conclude(&job.plan, job.reply, outcome);
-        }
+    async fn finish(&mut self, state: VmState, reason: &str) {
+        self.let_go();
+        self.end_job().await;
         let disks = Arc::clone(&self.disks);
         let troubles = tokio::task::spawn_blocking(move || disks.close()).await.unwrap_or_default();
         for message in troubles {
@@ -357,19 +251,22 @@ impl Owner {
         if let Err(error) = std::fs::rename(self.run.launch(), self.run.ended()) {
             tracing::error!(%error, "the launch record could not be put away");
         }
-        for reply in self.turning_off.take().into_iter().flatten() {
+        for reply in self.turning_off.drain(..) {
             let _ = reply.send(Ok(Reply::Done));
         }
-        self.end = Some(end);
+        self.end = Some(if state == VmState::Failed { End::Failed } else { End::Done });
+    }
+
+    async fn end_job(&mut self) {
+        let Some(job) = self.job.take() else { return };
+        job.progress.cancel();
+        let outcome = job.task.await.unwrap_or_else(|panic| checkpoints::panicked(&panic));
+        self.conclude(&job.plan, job.reply, outcome);
     }
 
     /// Another worker takes over: closes the disks and leaves QEMU alone.
     async fn hand_over(&mut self) {
-        if let Some(job) = self.job.take() {
-            job.progress.cancel();
-            let outcome = job.task.await.unwrap_or_else(|panic| checkpoints::panicked(&panic));
-            self.conclude(&job.plan, job.reply, outcome);
-        }
+        self.end_job().await;
         let disks = Arc::clone(&self.disks);
         let _ = tokio::task::spawn_blocking(move || disks.close()).await;
         self.end = Some(End::HandOver);

@@ -1,11 +1,12 @@
 //! What can happen next.
 
-use super::{Owner, VerbDone};
+use super::{Done, Owner};
 use crate::control::CheckpointOutcome;
 use crate::server::Call;
 use crate::start::{StartError, Started};
+use backstay_qemu::lifecycle::Event as Life;
 use backstay_qemu::process::ExitReason;
-use backstay_qemu::qmp::QmpEvent;
+use backstay_qemu::qmp::{Qmp, QmpEvent};
 use std::future::{Future, pending};
 use std::io;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -23,11 +24,9 @@ pub(super) enum Event {
     /// The job let the guest run again.
     JobRunning,
     JobDone(CheckpointOutcome),
-    VerbDone(VerbDone),
-    RetryStalled,
-    Restart,
-    /// The guest did not shut down when asked.
-    OutOfPatience,
+    CommandDone(Done),
+    Reconnected(Option<Qmp>),
+    Tick,
     /// SIGTERM.
     Terminate,
 }
@@ -46,8 +45,7 @@ impl Owner {
             Some(job) => (job.running.as_mut(), Some(&mut job.task)),
             None => (None, None),
         };
-        let stall = self.stall.as_ref().map(|stall| stall.next_try);
-        let patience = self.asked_to_stop.as_ref().map(|asked| asked.patience);
+        let tick = self.life.next_deadline().map(|at| self.clock.instant(at));
         tokio::select! {
             biased;
             event = guest_event(self.guest_events.as_mut()) => event,
@@ -60,10 +58,9 @@ impl Owner {
             started = wait_for(self.starting.as_mut().map(|starting| &mut starting.task)) => {
                 Event::Started(started.unwrap_or(Err(StartError::Cancelled)))
             }
-            Some(Ok(done)) = self.verbs.join_next(), if !self.verbs.is_empty() => Event::VerbDone(done),
-            () = at(self.restart_at) => Event::Restart,
-            () = at(stall) => Event::RetryStalled,
-            () = at(patience) => Event::OutOfPatience,
+            Some(done) = self.done.recv() => Event::CommandDone(done),
+            qmp = wait_for(self.reconnecting.as_mut()) => Event::Reconnected(qmp.unwrap_or(None)),
+            () = at(tick) => Event::Tick,
             () = terminated(&mut self.terminate) => Event::Terminate,
             call = self.calls.recv() => match call {
                 Some(call) => Event::Call(call),
@@ -77,17 +74,13 @@ impl Owner {
             Event::Call(call) => self.call(call).await,
             Event::Started(result) => self.started(result).await,
             Event::Ended(reason) => self.ended(reason).await,
-            Event::Guest(event) => self.guest_event(event).await,
+            Event::Guest(event) => self.guest_event(&event).await,
             Event::GuestUnclear => self.guest_unclear().await,
             Event::JobRunning => self.job_running().await,
             Event::JobDone(outcome) => self.job_done(outcome).await,
-            Event::VerbDone(done) => self.verb_done(done).await,
-            Event::RetryStalled => self.retry_stalled().await,
-            Event::Restart => {
-                self.restart_at = None;
-                self.begin_start("recovery action");
-            }
-            Event::OutOfPatience => self.out_of_patience().await,
+            Event::CommandDone(done) => self.command_done(done).await,
+            Event::Reconnected(qmp) => self.reconnected(qmp).await,
+            Event::Tick => self.feed(Life::Tick).await,
             Event::Terminate => self.hand_over().await,
         }
     }
