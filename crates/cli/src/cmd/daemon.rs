@@ -1,7 +1,9 @@
 //! `backstay daemon`
 
+use backstay_daemon::Config;
 use clap::{Args, ValueHint};
 use std::path::PathBuf;
+use tracing_subscriber::EnvFilter;
 
 /// Arguments.
 #[derive(Debug, Args)]
@@ -17,8 +19,14 @@ pub struct DaemonArgs {
     config: Option<PathBuf>,
 }
 
-/// Runs it.
+/// Runs it until it is told to stop.
 pub fn run(args: &DaemonArgs) -> anyhow::Result<()> {
-    let _ = &args.config;
-    anyhow::bail!("the daemon is not part of this build")
+    let filter = EnvFilter::try_from_env("BACKSTAY_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).init();
+    let config = Config::load(args.config.as_deref())?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    runtime.block_on(backstay_daemon::run(config))?;
+    // Calls that never end by themselves must not hold up the end of the process.
+    runtime.shutdown_timeout(std::time::Duration::from_secs(1));
+    Ok(())
 }

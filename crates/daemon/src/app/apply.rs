@@ -1,0 +1,242 @@
+//! Going to a checkpoint: configuration, disks and memory as they were. The checkpoint's own files stay as they are; Now
+//! continues on new differencing disks above them.
+//!
+//! Everything is checked and the new disks are made before the machine is touched. Then: turn off, replace the
+//! configuration (the instant of the change), delete layers that nobody needs any more, continue from memory.
+
+use super::apply_checks::{Checked, check};
+use super::checkpoint::decide;
+use super::checkpoint_run::{make_children, take};
+use super::cleanup::{abandoned_layers, delete_files};
+use super::power::end_machine;
+use super::start::{Beginning, launch};
+use super::{Accepted, App, Call, Done, check_verb, vm_task};
+use crate::durable;
+use crate::events::Happening;
+use crate::failure::Failure;
+use crate::inventory::{Machine, blocking};
+use crate::tasks::TaskContext;
+use backstay_api::{CheckpointApply, CheckpointCreate, Plan, ProblemCode};
+use backstay_hyperv::LayerStep;
+use backstay_model::{Checkpoint, CheckpointId, VmId, VmVerb};
+use std::path::PathBuf;
+use std::sync::Arc;
+use uuid::Uuid;
+
+/// Goes back to the checkpoint that Now continues from.
+///
+/// # Errors
+/// As [`apply_checkpoint`]; `precondition` when there is none.
+pub async fn revert(
+    app: &Arc<App>,
+    vm: &str,
+    body: CheckpointApply,
+    call: &Call,
+) -> Result<Accepted, Failure> {
+    let machine = app.inventory.find(vm)?;
+    let Some(parent) = machine.now_parent() else {
+        return Err(Failure::precondition(format!(
+            "'{}' has no checkpoint to go back to: `backstay checkpoint list` shows all",
+            machine.name()
+        )));
+    };
+    accept(app, &machine, parent, "checkpoint.revert", body, call).await
+}
+
+/// Goes to any checkpoint, named by GUID or name.
+///
+/// # Errors
+/// `not-found`, `precondition`, `damaged`, `not-restorable`, `busy`.
+pub async fn apply_checkpoint(
+    app: &Arc<App>,
+    vm: &str,
+    checkpoint: &str,
+    body: CheckpointApply,
+    call: &Call,
+) -> Result<Accepted, Failure> {
+    let machine = app.inventory.find(vm)?;
+    let found = machine.checkpoints.find(checkpoint);
+    let id = match found.as_slice() {
+        [one] => one.id,
+        [] => {
+            return Err(Failure::not_found(format!(
+                "'{}' has no checkpoint '{checkpoint}': `backstay checkpoint list` shows all",
+                machine.name()
+            )));
+        }
+        many => {
+            let ids = many.iter().map(|c| c.id.to_string()).collect::<Vec<_>>().join(", ");
+            return Err(Failure::precondition(format!(
+                "{} checkpoints are named '{checkpoint}': use a GUID ({ids})",
+                many.len()
+            )));
+        }
+    };
+    accept(app, &machine, id, "checkpoint.apply", body, call).await
+}
+
+async fn accept(
+    app: &Arc<App>,
+    machine: &Machine,
+    checkpoint: CheckpointId,
+    operation: &'static str,
+    body: CheckpointApply,
+    call: &Call,
+) -> Result<Accepted, Failure> {
+    check_verb(machine, VmVerb::ApplyCheckpoint)?;
+    let target = target(machine, checkpoint)?;
+    let checked = check(app, machine, &target, body.without_memory).await?;
+    let plan = describe(operation, machine, &target, &checked, &body);
+    let id = machine.id;
+    let spec = vm_task(operation, machine);
+    app.accept(call, plan, spec, move |app, context| run(app, context, id, checkpoint, body)).await
+}
+
+fn target(machine: &Machine, id: CheckpointId) -> Result<Checkpoint, Failure> {
+    machine
+        .checkpoints
+        .get(id)
+        .cloned()
+        .ok_or_else(|| Failure::not_found(format!("'{}' has no checkpoint {id}", machine.name())))
+}
+
+fn describe(
+    operation: &str,
+    machine: &Machine,
+    target: &Checkpoint,
+    checked: &Checked,
+    body: &CheckpointApply,
+) -> Plan {
+    let mut plan = Plan::new(operation);
+    if body.checkpoint_first {
+        plan.step("checkpoint", machine.name(), "Now is kept as a checkpoint");
+    } else {
+        plan.warnings.push("what has changed since the last checkpoint is lost".into());
+    }
+    for disk in &target.disks {
+        plan.step("create", disk.slot, format!("new differencing disk of {}", disk.file.display()));
+    }
+    if machine.state.is_active() {
+        plan.step("turn-off", machine.name(), "");
+    }
+    plan.step("write", machine.config_file.display(), format!("the configuration of '{}'", target.name));
+    match &checked.restore {
+        Some(from) => {
+            plan.step("start", machine.name(), format!("from memory {}", from.memory_file.display()))
+        }
+        None => plan.step("stay", machine.name(), "off"),
+    }
+    plan.warnings.extend(checked.warnings.iter().cloned());
+    plan
+}
+
+async fn run(
+    app: Arc<App>,
+    context: TaskContext,
+    id: VmId,
+    checkpoint: CheckpointId,
+    body: CheckpointApply,
+) -> Done {
+    let machine = app.inventory.get(id)?;
+    check_verb(&machine, VmVerb::ApplyCheckpoint)?;
+    let target = target(&machine, checkpoint)?;
+    context.progress(2, "checking the checkpoint");
+    let checked = check(&app, &machine, &target, body.without_memory).await?;
+    let mut first = None;
+    if body.checkpoint_first {
+        let decided = decide(&app, &machine, &CheckpointCreate::default()).await?;
+        first = Some(take(&app, &context, &machine, decided).await?);
+        let _ = context.cancellable(false);
+    }
+    let machine = app.inventory.get(id)?;
+    context.progress(96, "making new differencing disks");
+    let layers = new_layers(&machine, &target).await?;
+    let result = switch(&app, &context, &machine, &target, &checked, &layers).await;
+    if result.is_err() {
+        // Before the configuration was replaced nobody knows them; after that they are its disks.
+        let tops = app.inventory.get(id).map(|m| m.disks()).unwrap_or_default();
+        let unused = layers.into_iter().map(|l| l.to).filter(|to| tops.iter().all(|(_, top)| top != to));
+        delete_files(unused.collect()).await;
+    }
+    result?;
+    Ok(Some(serde_json::json!({ "checkpoint": checkpoint, "name": target.name, "checkpoint_first": first })))
+}
+
+/// Makes empty differencing disks of the checkpoint's disks.
+async fn new_layers(machine: &Machine, target: &Checkpoint) -> Result<Vec<LayerStep>, Failure> {
+    let layers: Vec<LayerStep> = target
+        .disks
+        .iter()
+        .map(|disk| LayerStep {
+            slot: disk.slot,
+            from: disk.file.clone(),
+            to: machine.layout.new_layer(machine.id, &disk.file, Uuid::new_v4()),
+        })
+        .collect();
+    let folder = machine.layout.layers(machine.id);
+    let made = layers.clone();
+    blocking(move || {
+        durable::create_folder(&folder).map_err(|e| Failure::file("making the folder", &folder, e))?;
+        make_children(&made)
+    })
+    .await?;
+    Ok(layers)
+}
+
+async fn switch(
+    app: &Arc<App>,
+    context: &TaskContext,
+    machine: &Machine,
+    target: &Checkpoint,
+    checked: &Checked,
+    layers: &[LayerStep],
+) -> Result<(), Failure> {
+    let id = machine.id;
+    let former_tops: Vec<PathBuf> = machine.disks().into_iter().map(|(_, path)| path).collect();
+    if machine.state.is_active() {
+        context.progress(97, "turning the machine off");
+        end_machine(app, id).await?;
+    }
+    context.progress(98, "replacing the configuration");
+    let machine = app.inventory.get(id)?;
+    let mut config = checked.config.clone();
+    let mut spec = checked.spec.clone();
+    spec.id = id;
+    spec.name = machine.name().clone();
+    let wrong = |error: backstay_hyperv::ApplyError| Failure::invalid(error.to_string());
+    config.apply_spec(&spec).map_err(wrong)?;
+    config.set_checkpoint_meta(None).map_err(wrong)?;
+    config.set_pending(None).map_err(wrong)?;
+    for layer in layers {
+        config.set_drive_path(layer.slot, &layer.to).map_err(wrong)?;
+    }
+    config.set_now_parent(Some(target.id));
+    let saved = app.inventory.save(&machine, config).await?;
+    let what = Happening {
+        kind: "checkpoint.applied",
+        who: &context.who(),
+        reason: "requested".into(),
+        before: machine.checkpoints.now_parent().map(|c| c.name.clone()),
+        after: Some(target.name.clone()),
+    };
+    app.events.vm(id, saved.name().as_str(), what).await;
+    let doomed = abandoned_layers(app, &saved, &former_tops).await;
+    for note in doomed.notes.into_iter().chain(delete_files(doomed.files).await) {
+        context.warn(note);
+    }
+    let Some(restore) = checked.restore.clone() else { return Ok(()) };
+    context.progress(99, "loading memory");
+    let beginning = Beginning { paused: false, restore: Some(restore) };
+    launch(app, context, &saved, beginning).await.map_err(|failure| {
+        Failure::because(
+            ProblemCode::NotRestorable,
+            format!(
+                "disks and configuration of '{}' are those of '{}', but its memory could not be loaded, and the \
+                 machine is off: start it from its disks, or apply the checkpoint again",
+                saved.name(),
+                target.name
+            ),
+            failure,
+        )
+    })
+}

@@ -1,0 +1,143 @@
+//! Everything that has to hold before a machine is torn down for a checkpoint.
+
+use super::App;
+use super::usage::chain_of;
+use crate::disks;
+use crate::failure::{Failure, chain};
+use crate::inventory::{Machine, blocking, read_config};
+use backstay_api::{Blocker, ProblemCode};
+use backstay_hyperv::VmConfig;
+use backstay_model::{Checkpoint, DriveMedia, VmSpec};
+use backstay_worker::control::RestoreFrom;
+use backstay_worker::{HostFacts, check_restorable, file_facts, hardware, read_descriptor};
+use std::path::PathBuf;
+
+/// A checkpoint that can be applied.
+#[derive(Debug)]
+pub(super) struct Checked {
+    /// Its configuration, with paths that exist here.
+    pub(super) config: VmConfig,
+    /// What it says.
+    pub(super) spec: VmSpec,
+    /// Its memory, if it is to be loaded.
+    pub(super) restore: Option<RestoreFrom>,
+    /// What the user should know.
+    pub(super) warnings: Vec<String>,
+}
+
+/// Checks a checkpoint's configuration, disks and memory. All that is wrong is told at once.
+pub(super) async fn check(
+    app: &App,
+    machine: &Machine,
+    checkpoint: &Checkpoint,
+    without_memory: bool,
+) -> Result<Checked, Failure> {
+    let config = configuration(machine, checkpoint).await?;
+    let (spec, _) = config.spec();
+    let mut warnings = Vec::new();
+    let mut blockers = Vec::new();
+    for drive in &spec.drives {
+        let problem = match &drive.media {
+            DriveMedia::EmptyOptical => None,
+            DriveMedia::Iso(path) => {
+                std::fs::File::open(path).err().map(|e| Failure::file("reading", path, e))
+            }
+            DriveMedia::Disk(path) if disks::is_raw_name(path) => Some(Failure::precondition(format!(
+                "{} is a raw disk, which cannot go back to a checkpoint",
+                path.display()
+            ))),
+            DriveMedia::Disk(path) => match chain_of(app, path).await {
+                Ok(found) => {
+                    warnings.extend(found.warnings);
+                    None
+                }
+                Err(failure) => Some(failure),
+            },
+        };
+        if let Some(failure) = problem {
+            let detail = format!("{}: {}", drive.slot, failure.full_message());
+            blockers.push(Blocker { code: failure.code(), detail, cure: None });
+        }
+    }
+    let mut restore = None;
+    if checkpoint.has_memory && !without_memory {
+        match memory(app, machine, checkpoint, &spec).await {
+            Ok(from) => restore = Some(from),
+            Err(reasons) => blockers.extend(reasons),
+        }
+    }
+    match blockers.first() {
+        None => Ok(Checked { config, spec, restore, warnings }),
+        Some(first) => {
+            let code = first.code;
+            let message = format!(
+                "'{}' cannot go to the checkpoint '{}'; nothing was changed",
+                machine.name(),
+                checkpoint.name
+            );
+            Err(Failure::new(code, message).with_blockers(blockers))
+        }
+    }
+}
+
+async fn configuration(machine: &Machine, checkpoint: &Checkpoint) -> Result<VmConfig, Failure> {
+    let file = machine.layout.checkpoint_config(checkpoint.id);
+    let disks = checkpoint.disks.clone();
+    blocking(move || {
+        let damaged = |reason: String| {
+            Failure::new(
+                ProblemCode::Damaged,
+                format!("the checkpoint's configuration {} cannot be used: {reason}", file.display()),
+            )
+        };
+        let mut config = read_config(&file).map_err(damaged)?;
+        // The tree holds the paths that exist here.
+        for disk in disks {
+            config.set_drive_path(disk.slot, &disk.file).map_err(|e| damaged(e.to_string()))?;
+        }
+        Ok(config)
+    })
+    .await
+}
+
+/// Whether the memory can be loaded into a machine of `spec` here.
+async fn memory(
+    app: &App,
+    machine: &Machine,
+    checkpoint: &Checkpoint,
+    spec: &VmSpec,
+) -> Result<RestoreFrom, Vec<Blocker>> {
+    const CURE: &str = "bring back disks and configuration only, with --without-memory";
+    let blocker =
+        |detail: String| Blocker { code: ProblemCode::NotRestorable, detail, cure: Some(CURE.into()) };
+    let one = |failure: Failure| vec![blocker(failure.full_message())];
+    let from = RestoreFrom {
+        memory_file: machine.layout.checkpoint_memory(checkpoint.id),
+        descriptor_file: machine.layout.checkpoint_descriptor(checkpoint.id),
+    };
+    let choice = app.host.accelerator(spec.accel).await.map_err(one)?;
+    let qemu_version = app.host.qemu_version().await.map_err(one)?.to_string();
+    let hardware = hardware(spec, choice.accel);
+    let (descriptor_file, memory_file): (PathBuf, PathBuf) =
+        (from.descriptor_file.clone(), from.memory_file.clone());
+    let checked = blocking(move || {
+        let descriptor = match read_descriptor(&descriptor_file) {
+            Ok(descriptor) => descriptor,
+            Err(error) => return Ok(Err(vec![chain(&error)])),
+        };
+        let memory_file = file_facts(&memory_file).map_err(|e| Failure::file("reading", &memory_file, e))?;
+        let facts =
+            HostFacts { qemu_version, accelerator: choice.accel.as_str().into(), hardware, memory_file };
+        Ok(check_restorable(&descriptor, &facts)
+            .map_err(|reasons| reasons.iter().map(|r| format!("its memory cannot be loaded: {r}")).collect()))
+    })
+    .await
+    .map_err(one)?;
+    match checked {
+        Ok(()) => Ok(from),
+        Err(reasons) => {
+            let reasons: Vec<String> = reasons;
+            Err(reasons.into_iter().map(blocker).collect())
+        }
+    }
+}

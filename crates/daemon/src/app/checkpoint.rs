@@ -1,0 +1,159 @@
+//! Taking a checkpoint: what will be done is decided here, once; see `checkpoint_run` for the doing.
+
+use super::checkpoint_run::take;
+use super::usage::chain_of;
+use super::{Accepted, App, Call, Done, check_verb, vm_task};
+use crate::disks;
+use crate::failure::Failure;
+use crate::inventory::Machine;
+use crate::store::TaskNote;
+use crate::tasks::TaskContext;
+use backstay_api::{Blocker, CheckpointCreate, Plan, ProblemCode};
+use backstay_hyperv::{LayerStep, PendingCheckpoint};
+use backstay_model::{CheckpointId, VmId, VmName, VmVerb};
+use jiff::Timestamp;
+use jiff::tz::TimeZone;
+use std::sync::Arc;
+use uuid::Uuid;
+
+/// Everything decided about a checkpoint that is to be taken.
+#[derive(Clone, Debug)]
+pub(super) struct CheckpointPlan {
+    pub(super) vm: VmId,
+    pub(super) pending: PendingCheckpoint,
+    pub(super) name: String,
+    pub(super) notes: String,
+    pub(super) created_unix_ms: i64,
+}
+
+impl CheckpointPlan {
+    /// What the next daemon needs to go on.
+    pub(super) fn note(&self) -> TaskNote {
+        TaskNote::Checkpoint {
+            vm: self.vm,
+            checkpoint: self.pending.checkpoint,
+            name: self.name.clone(),
+            notes: self.notes.clone(),
+            created_unix_ms: self.created_unix_ms,
+        }
+    }
+}
+
+/// Takes a checkpoint of a machine that is running, paused or off.
+///
+/// # Errors
+/// `not-found`, `invalid`, `precondition`, `damaged`, `busy`.
+pub async fn create_checkpoint(
+    app: &Arc<App>,
+    vm: &str,
+    body: CheckpointCreate,
+    call: &Call,
+) -> Result<Accepted, Failure> {
+    let machine = app.inventory.find(vm)?;
+    let decided = decide(app, &machine, &body).await?;
+    let plan = describe(&machine, &decided);
+    let id = machine.id;
+    let mut spec = vm_task("checkpoint.create", &machine);
+    spec.cancellable = false;
+    app.accept(call, plan, spec, move |app, context| run(app, context, id, body)).await
+}
+
+async fn run(app: Arc<App>, context: TaskContext, id: VmId, body: CheckpointCreate) -> Done {
+    let machine = app.inventory.get(id)?;
+    let decided = decide(&app, &machine, &body).await?;
+    let result = take(&app, &context, &machine, decided).await?;
+    serde_json::to_value(result)
+        .map(Some)
+        .map_err(|error| Failure::because(ProblemCode::Internal, "the result cannot be written", error))
+}
+
+/// Decides everything: ids, names, files.
+pub(super) async fn decide(
+    app: &App,
+    machine: &Machine,
+    body: &CheckpointCreate,
+) -> Result<CheckpointPlan, Failure> {
+    check_verb(machine, VmVerb::Checkpoint)?;
+    if let Some(pending) = machine.config.pending() {
+        return Err(Failure::new(
+            ProblemCode::Busy,
+            format!(
+                "checkpoint {} of '{}' was begun and is not finished: restart the daemon to settle it",
+                pending.checkpoint,
+                machine.name()
+            ),
+        ));
+    }
+    let now = Timestamp::now();
+    let name = match &body.name {
+        Some(name) => VmName::new(name.clone())
+            .map_err(|error| Failure::invalid(format!("this cannot be a checkpoint's name: {error}")))?
+            .to_string(),
+        None => default_name(machine, now),
+    };
+    check_disks(app, machine).await?;
+    let step = |(slot, from): (_, std::path::PathBuf)| {
+        let to = machine.layout.new_layer(machine.id, &from, Uuid::new_v4());
+        LayerStep { slot, from, to }
+    };
+    Ok(CheckpointPlan {
+        vm: machine.id,
+        pending: PendingCheckpoint {
+            checkpoint: CheckpointId(Uuid::new_v4()),
+            layers: machine.disks().into_iter().map(step).collect(),
+        },
+        name,
+        notes: body.notes.clone(),
+        created_unix_ms: now.as_millisecond(),
+    })
+}
+
+/// As Hyper-V names checkpoints: `web - (2026-01-31 - 09:15:00)`, in local time.
+fn default_name(machine: &Machine, now: Timestamp) -> String {
+    let local = now.to_zoned(TimeZone::system());
+    let stem: String = machine.name().as_str().chars().take(70).collect();
+    format!("{} - ({})", stem.trim_end(), local.strftime("%Y-%m-%d - %H:%M:%S"))
+}
+
+async fn check_disks(app: &App, machine: &Machine) -> Result<(), Failure> {
+    let mut blockers = Vec::new();
+    for (slot, path) in machine.disks() {
+        let problem = if disks::is_raw_name(&path) {
+            Some((
+                ProblemCode::Precondition,
+                format!("{slot}: {} is a raw disk, which cannot have checkpoints", path.display()),
+                Some("convert it to VHD with `backstay disk convert`".to_owned()),
+            ))
+        } else {
+            let failure = chain_of(app, &path).await.err();
+            failure.map(|f| (f.code(), format!("{slot}: {}", f.full_message()), None))
+        };
+        if let Some((code, detail, cure)) = problem {
+            blockers.push(Blocker { code, detail, cure });
+        }
+    }
+    match blockers.first() {
+        None => Ok(()),
+        Some(first) => {
+            let code = first.code;
+            let message = format!("no checkpoint of '{}' can be taken", machine.name());
+            Err(Failure::new(code, message).with_blockers(blockers))
+        }
+    }
+}
+
+fn describe(machine: &Machine, decided: &CheckpointPlan) -> Plan {
+    let mut plan = Plan::new("checkpoint.create");
+    let id = decided.pending.checkpoint;
+    for layer in &decided.pending.layers {
+        plan.step("create", layer.to.display(), format!("new top of {}", layer.slot));
+    }
+    if machine.state.is_active() {
+        plan.step("write", machine.layout.checkpoint_memory(id).display(), "memory");
+        plan.step("write", machine.layout.checkpoint_descriptor(id).display(), "what it takes to load it");
+    }
+    let detail = format!("'{}', the configuration as it is", decided.name);
+    plan.step("write", machine.layout.checkpoint_config(id).display(), detail);
+    plan.step("write", machine.config_file.display(), "the new tops; Now continues from this checkpoint");
+    plan
+}

@@ -1,0 +1,214 @@
+//! Taking a checkpoint, in an order that a crash at any point leaves whole:
+//!
+//! 1. the configuration names the step of every disk (`pending`): from here on whoever finds it knows both files;
+//! 2. new tops, and memory if the machine is on: by the worker, or by the disk engine when it is off;
+//! 3. the configuration as it was goes to `Snapshots/<GUID>.xml`: from here on the checkpoint exists;
+//! 4. the configuration names the new tops, Now continues from the checkpoint, `pending` is gone.
+
+use super::App;
+use super::checkpoint::CheckpointPlan;
+use super::checkpoint_finish::{Captured, complete, give_up, kept_by_worker};
+use crate::disks;
+use crate::durable;
+use crate::failure::Failure;
+use crate::inventory::{Machine, blocking};
+use crate::tasks::{TaskContext, cancelled};
+use backstay_api::{CheckpointResult, ProblemCode};
+use backstay_hyperv::LayerStep;
+use backstay_model::{CheckpointId, VmId};
+use backstay_worker::control::{CheckpointOutcome, CheckpointRequest, LayerSwitch, Reply, Request};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// How long the worker may take until the guest runs on. With the fallback methods that is the whole memory.
+const TAKE: Duration = Duration::from_mins(30);
+
+/// How often progress is asked for.
+const STEP: Duration = Duration::from_millis(200);
+
+/// How often a worker that does not answer is asked again; each attempt waits for its respawn.
+const ATTEMPTS: u32 = 4;
+
+/// Takes the checkpoint. On failure the machine is as it was.
+pub(super) async fn take(
+    app: &Arc<App>,
+    context: &TaskContext,
+    machine: &Machine,
+    plan: CheckpointPlan,
+) -> Result<CheckpointResult, Failure> {
+    context.progress(2, "preparing");
+    context.note(&plan.note()).await?;
+    let mut folders = vec![machine.layout.layers(machine.id)];
+    let live = machine.state.is_active();
+    if live {
+        folders.push(machine.layout.checkpoint_folder(plan.pending.checkpoint));
+    }
+    make_folders(folders).await?;
+    let mut config = (*machine.config).clone();
+    config.set_pending(Some(&plan.pending)).map_err(|error| Failure::invalid(error.to_string()))?;
+    let machine = app.inventory.save(machine, config).await?;
+    if live {
+        take_live(app, context, &machine, &plan).await
+    } else {
+        take_offline(app, context, &machine, &plan).await
+    }
+}
+
+async fn make_folders(folders: Vec<PathBuf>) -> Result<(), Failure> {
+    blocking(move || {
+        folders.iter().try_for_each(|folder| {
+            durable::create_folder(folder).map_err(|e| Failure::file("making the folder", folder, e))
+        })
+    })
+    .await
+}
+
+async fn take_offline(
+    app: &Arc<App>,
+    context: &TaskContext,
+    machine: &Machine,
+    plan: &CheckpointPlan,
+) -> Result<CheckpointResult, Failure> {
+    context.progress(10, "making differencing disks");
+    let started = std::time::Instant::now();
+    let layers = plan.pending.layers.clone();
+    let made = blocking(move || make_children(&layers)).await;
+    match made {
+        Ok(()) => {
+            let total_us = u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX);
+            complete(app, &context.who(), machine, plan, Captured::off(total_us)).await
+        }
+        Err(failure) => {
+            give_up(app, machine, &[]).await?;
+            Err(failure)
+        }
+    }
+}
+
+/// Makes the new tops; on failure none is left.
+pub(super) fn make_children(layers: &[LayerStep]) -> Result<(), Failure> {
+    for (index, layer) in layers.iter().enumerate() {
+        let made = disks::create_child(&layer.from, &layer.to);
+        if let Err(failure) = made {
+            for former in layers.iter().take(index) {
+                let _ = durable::remove(&former.to);
+            }
+            return Err(failure);
+        }
+    }
+    Ok(())
+}
+
+async fn take_live(
+    app: &Arc<App>,
+    context: &TaskContext,
+    machine: &Machine,
+    plan: &CheckpointPlan,
+) -> Result<CheckpointResult, Failure> {
+    let checkpoint = plan.pending.checkpoint;
+    let switch =
+        |layer: &LayerStep| LayerSwitch { slot: layer.slot, from: layer.from.clone(), to: layer.to.clone() };
+    let request = CheckpointRequest {
+        checkpoint,
+        disks: plan.pending.layers.iter().map(switch).collect(),
+        memory_file: machine.layout.checkpoint_memory(checkpoint),
+        descriptor_file: machine.layout.checkpoint_descriptor(checkpoint),
+    };
+    context.progress(5, "capturing disks and memory");
+    match app.workers.call(machine.id, Request::Checkpoint(request), TAKE).await {
+        Ok(_) => {}
+        // It said no: nothing was begun.
+        Err(refused) if refused.code() == ProblemCode::Precondition => {
+            give_up(app, machine, &[]).await?;
+            return Err(refused);
+        }
+        // It may have acted before it was lost or failed: its own word on that follows.
+        Err(lost) => {
+            tracing::warn!(vm = %machine.id, error = lost.full_message(), "the checkpoint call failed")
+        }
+    }
+    let _ = context.cancellable(true);
+    settle_live(app, context, machine, plan).await
+}
+
+/// Waits for the end of a checkpoint that a worker takes, and writes down what came of it.
+pub(super) async fn settle_live(
+    app: &Arc<App>,
+    context: &TaskContext,
+    machine: &Machine,
+    plan: &CheckpointPlan,
+) -> Result<CheckpointResult, Failure> {
+    let outcome = follow(app, context, machine.id, plan.pending.checkpoint).await?;
+    match outcome {
+        CheckpointOutcome::Complete { pause_us, total_us, memory_bytes, method, method_reason } => {
+            let captured = Captured { pause_us, total_us, memory_bytes, method: Some(method), method_reason };
+            complete(app, &context.who(), machine, plan, captured).await
+        }
+        CheckpointOutcome::Failed { message, kept_layers } => {
+            give_up(app, machine, &kept_layers).await?;
+            if context.cancellable(false).is_err() {
+                return Err(cancelled());
+            }
+            Err(Failure::new(
+                ProblemCode::Unavailable,
+                format!("the checkpoint of '{}' failed and the machine goes on: {message}", machine.name()),
+            ))
+        }
+        CheckpointOutcome::Unknown | CheckpointOutcome::Writing { .. } => {
+            let kept = kept_by_worker(app, machine, &plan.pending).await;
+            give_up(app, machine, &kept).await?;
+            Err(Failure::new(
+                ProblemCode::Unavailable,
+                format!(
+                    "the checkpoint of '{}' was not taken: its worker knows nothing of it",
+                    machine.name()
+                ),
+            ))
+        }
+    }
+}
+
+/// Asks the worker how far it is until it has ended. A worker that dies meanwhile is started again and asked on.
+async fn follow(
+    app: &Arc<App>,
+    context: &TaskContext,
+    vm: VmId,
+    checkpoint: CheckpointId,
+) -> Result<CheckpointOutcome, Failure> {
+    let mut failures = 0;
+    let mut asked_to_cancel = false;
+    loop {
+        match app.workers.call(vm, Request::CheckpointStatus { checkpoint }, Duration::from_secs(20)).await {
+            Ok(Reply::Checkpoint(CheckpointOutcome::Writing { written, total, .. })) => {
+                failures = 0;
+                let part = written.min(total).saturating_mul(85).checked_div(total).unwrap_or(0);
+                context.progress(10 + u8::try_from(part).unwrap_or(85), "writing memory; the guest runs");
+            }
+            Ok(Reply::Checkpoint(outcome)) => return Ok(outcome),
+            Ok(other) => {
+                return Err(Failure::new(
+                    ProblemCode::Internal,
+                    format!("the worker answered a question for a checkpoint with {other:?}"),
+                ));
+            }
+            Err(failure) => {
+                failures += 1;
+                let off = app.inventory.get(vm).is_ok_and(|m| !m.state.is_active());
+                if off || failures >= ATTEMPTS {
+                    tracing::warn!(%vm, error = failure.full_message(), "the worker does not tell of its checkpoint");
+                    return Ok(CheckpointOutcome::Unknown);
+                }
+            }
+        }
+        tokio::select! {
+            () = tokio::time::sleep(STEP) => {}
+            () = context.cancelled(), if !asked_to_cancel => {
+                asked_to_cancel = true;
+                // If it has ended by now the next answer tells.
+                let cancel = Request::CancelCheckpoint { checkpoint };
+                let _ = app.workers.call(vm, cancel, Duration::from_secs(20)).await;
+            }
+        }
+    }
+}

@@ -1,0 +1,191 @@
+//! Making a machine: everything is checked first, and a failure leaves nothing behind.
+
+use super::drives::{DiskToMake, check_files, nics, place};
+use super::{Accepted, App, Call, Done};
+use crate::disks;
+use crate::durable;
+use crate::events::Happening;
+use crate::failure::Failure;
+use crate::inventory::{blocking, read_machine, set_generation};
+use crate::layout::Layout;
+use crate::tasks::{Hold, TaskContext, TaskSpec};
+use backstay_api::{ObjectKind, ObjectRef, Plan, ProblemCode, VmCreate};
+use backstay_hyperv::{VmConfig, filetime_from_unix_ms};
+use backstay_model::{BootDevice, CpuControl, Generation, VmId, VmName, VmSpec};
+use jiff::Timestamp;
+use std::path::Path;
+use std::sync::Arc;
+use uuid::Uuid;
+
+/// What will be made; nothing is left to decide.
+#[derive(Debug)]
+struct Creation {
+    spec: VmSpec,
+    make: Vec<DiskToMake>,
+    layout: Layout,
+    warnings: Vec<String>,
+}
+
+/// Makes a machine.
+///
+/// # Errors
+/// `invalid`, `exists`, `not-found`, `in-use`, `damaged`.
+pub async fn create_vm(app: &Arc<App>, body: VmCreate, call: &Call) -> Result<Accepted, Failure> {
+    let creation = decide(app, body).await?;
+    let name = creation.spec.name.to_string();
+    let task = TaskSpec {
+        operation: "vm.create",
+        object: ObjectRef { kind: ObjectKind::Vm, id: Some(creation.spec.id.0), name: name.clone() },
+        holds: vec![Hold::Vm(creation.spec.id), Hold::Name(name)],
+        cancellable: false,
+        yields: false,
+    };
+    let plan = describe(&creation);
+    app.accept(call, plan, task, move |app, context| run(app, context, creation)).await
+}
+
+async fn decide(app: &App, body: VmCreate) -> Result<Creation, Failure> {
+    let name = VmName::new(body.name).map_err(|error| Failure::invalid(error.to_string()))?;
+    app.inventory.name_is_free(name.as_str(), None)?;
+    let id = body.id.unwrap_or_else(|| VmId(Uuid::new_v4()));
+    let layout = Layout::new(&app.config.state_dir);
+    id_is_free(app, id, &layout)?;
+    let placed = place(&body.drives, &[], body.hardware, &layout, &name)?;
+    let normal = CpuControl::default();
+    let spec = VmSpec {
+        id,
+        name,
+        notes: body.notes,
+        hardware: body.hardware,
+        memory_mib: body.memory_mib,
+        cpu: CpuControl {
+            count: body.cpus.unwrap_or(normal.count),
+            reserve_percent: body.cpu_reserve.unwrap_or(normal.reserve_percent),
+            limit_percent: body.cpu_limit.unwrap_or(normal.limit_percent),
+            weight: body.cpu_weight.unwrap_or(normal.weight),
+        },
+        drives: placed.drives,
+        nics: nics(&body.nics),
+        boot_order: body.boot_order.unwrap_or_else(|| {
+            vec![BootDevice::Optical, BootDevice::HardDrive, BootDevice::Network, BootDevice::Floppy]
+        }),
+        bios_guid: Uuid::new_v4(),
+        machine_type: match body.machine_type {
+            Some(machine_type) => machine_type,
+            None => app.host.default_machine_type(body.hardware).await?,
+        },
+        accel: body.accel,
+        recovery: body.recovery,
+        host_start: body.host_start,
+        host_stop: body.host_stop,
+    };
+    check_spec(&spec)?;
+    let warnings = check_files(app, id, &spec.drives, &placed.make).await?;
+    Ok(Creation { spec, make: placed.make, layout, warnings })
+}
+
+fn id_is_free(app: &App, id: VmId, layout: &Layout) -> Result<(), Failure> {
+    let file = layout.vm_config(id);
+    if let Ok(other) = app.inventory.get(id) {
+        return Err(Failure::new(
+            ProblemCode::Exists,
+            format!("the GUID {id} belongs to '{}': leave id out to get a new one", other.name()),
+        ));
+    }
+    if file.exists() {
+        return Err(Failure::new(
+            ProblemCode::Exists,
+            format!("{} exists already: leave id out to get a new GUID", file.display()),
+        ));
+    }
+    Ok(())
+}
+
+/// The rules that hold whatever the host looks like.
+pub(super) fn check_spec(spec: &VmSpec) -> Result<(), Failure> {
+    spec.validate().map_err(|error| Failure::invalid(crate::failure::chain(&error)))
+}
+
+fn describe(creation: &Creation) -> Plan {
+    let mut plan = Plan::new("vm.create");
+    for disk in &creation.make {
+        let kind = format!("{:?} disk of {} bytes", disk.disk_type, disk.size).to_lowercase();
+        plan.step("create", disk.path.display(), kind);
+    }
+    let file = creation.layout.vm_config(creation.spec.id);
+    plan.step(
+        "write",
+        file.display(),
+        format!(
+            "configuration of '{}': {} MiB of memory, {} processors, {}",
+            creation.spec.name, creation.spec.memory_mib, creation.spec.cpu.count, creation.spec.machine_type
+        ),
+    );
+    for drive in &creation.spec.drives {
+        plan.step("attach", drive.slot, super::views::media_words(&drive.media));
+    }
+    plan.warnings.clone_from(&creation.warnings);
+    plan
+}
+
+async fn run(app: Arc<App>, context: TaskContext, creation: Creation) -> Done {
+    app.inventory.name_is_free(creation.spec.name.as_str(), None)?;
+    for warning in &creation.warnings {
+        context.warn(warning.clone());
+    }
+    let (id, name) = (creation.spec.id, creation.spec.name.to_string());
+    let told = context.clone();
+    let machine = blocking(move || {
+        let made = make_disks(&creation, &told);
+        made.and_then(|()| write_config(&creation)).inspect_err(|_| {
+            for disk in &creation.make {
+                let _ = durable::remove(&disk.path);
+            }
+        })?;
+        let file = creation.layout.vm_config(creation.spec.id);
+        read_machine(&creation.layout, &file)
+            .map_err(|reason| Failure::new(ProblemCode::Internal, format!("{}: {reason}", file.display())))
+    })
+    .await?;
+    let file = machine.config_file.display().to_string();
+    app.inventory.put(machine);
+    let what = Happening {
+        kind: "vm.created",
+        who: &context.who(),
+        reason: "requested".into(),
+        before: None,
+        after: Some(file),
+    };
+    app.events.vm(id, &name, what).await;
+    Ok(Some(serde_json::json!({ "id": id, "name": name })))
+}
+
+fn make_disks(creation: &Creation, context: &TaskContext) -> Result<(), Failure> {
+    for disk in &creation.make {
+        context.progress(10, &format!("making {}", disk.path.display()));
+        if let Some(folder) = disk.path.parent() {
+            make_folder(folder)?;
+        }
+        // Existing files are refused by the engine, so nothing that was there before can be lost; and a disk of ours is
+        // only removed again because this call made it.
+        if disk.path.exists() {
+            return Err(Failure::new(ProblemCode::Exists, format!("{} exists already", disk.path.display())));
+        }
+        disks::create(&disk.path, disk.size, disk.disk_type)?;
+    }
+    Ok(())
+}
+
+fn make_folder(folder: &Path) -> Result<(), Failure> {
+    durable::create_folder(folder).map_err(|e| Failure::file("making the folder", folder, e))
+}
+
+fn write_config(creation: &Creation) -> Result<(), Failure> {
+    let created = filetime_from_unix_ms(Timestamp::now().as_millisecond());
+    let mut config =
+        VmConfig::new(&creation.spec, created).map_err(|error| Failure::invalid(error.to_string()))?;
+    set_generation(&mut config, Generation(1));
+    make_folder(&creation.layout.machines())?;
+    let file = creation.layout.vm_config(creation.spec.id);
+    durable::replace(&file, &config.to_bytes()).map_err(|e| Failure::file("writing", &file, e))
+}

@@ -1,0 +1,110 @@
+//! Removing a machine. The configuration goes first: a crash leaves files that nobody refers to, never a machine that
+//! lacks some.
+
+use super::cleanup::{Doomed, delete_files, own_disks};
+use super::{Accepted, App, Call, Done, check_verb, vm_task};
+use crate::durable;
+use crate::events::Happening;
+use crate::failure::{Failure, chain};
+use crate::inventory::{Machine, blocking};
+use crate::tasks::TaskContext;
+use backstay_api::{Plan, VmDelete};
+use backstay_model::{VmId, VmVerb};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+/// Removes a machine: its configuration, its checkpoints and their memory. Disk files stay unless asked.
+///
+/// # Errors
+/// `not-found`, `precondition`, `busy`.
+pub async fn delete_vm(app: &Arc<App>, vm: &str, query: VmDelete, call: &Call) -> Result<Accepted, Failure> {
+    let machine = app.inventory.find(vm)?;
+    check_verb(&machine, VmVerb::Delete)?;
+    let disks = doomed_disks(app, &machine, &query).await?;
+    let plan = describe(&machine, &disks, &query);
+    let id = machine.id;
+    let spec = vm_task("vm.delete", &machine);
+    app.accept(call, plan, spec, move |app, context| run(app, context, id, query)).await
+}
+
+async fn doomed_disks(app: &App, machine: &Machine, query: &VmDelete) -> Result<Doomed, Failure> {
+    if query.delete_disks { own_disks(app, machine).await } else { Ok(Doomed::default()) }
+}
+
+/// Configurations and memory of the checkpoints.
+fn checkpoint_files(machine: &Machine) -> Vec<PathBuf> {
+    let layout = &machine.layout;
+    let files =
+        |id| [layout.checkpoint_config(id), layout.checkpoint_descriptor(id), layout.checkpoint_memory(id)];
+    machine.checkpoints.all().into_iter().flat_map(|c| files(c.id)).collect()
+}
+
+fn describe(machine: &Machine, disks: &Doomed, query: &VmDelete) -> Plan {
+    let mut plan = Plan::new("vm.delete");
+    plan.step("delete", machine.config_file.display(), format!("configuration of '{}'", machine.name()));
+    for file in checkpoint_files(machine) {
+        plan.step("delete", file.display(), "of a checkpoint");
+    }
+    for file in &disks.files {
+        plan.step("delete", file.display(), "disk");
+    }
+    if !query.delete_disks {
+        for (file, place) in machine.disk_places() {
+            plan.step("keep", file.display(), place);
+        }
+    }
+    plan.warnings.clone_from(&disks.notes);
+    plan
+}
+
+async fn run(app: Arc<App>, context: TaskContext, id: VmId, query: VmDelete) -> Done {
+    let machine = app.inventory.get(id)?;
+    check_verb(&machine, VmVerb::Delete)?;
+    let disks = doomed_disks(&app, &machine, &query).await?;
+    for note in disks.notes {
+        context.warn(note);
+    }
+    let name = machine.name().to_string();
+    let config_file = machine.config_file.clone();
+    blocking(move || {
+        durable::remove(&config_file)
+            .map_err(|e| Failure::file("deleting the configuration", &config_file, e))
+    })
+    .await?;
+    app.inventory.remove(id);
+    let mut files = checkpoint_files(&machine);
+    files.extend(disks.files);
+    for failed in delete_files(files).await {
+        context.warn(failed);
+    }
+    let root = machine.layout.root().to_path_buf();
+    if app.inventory.all().iter().all(|other| other.layout.root() != root)
+        && let Err(error) = app.store.remove_folder(&root).await
+    {
+        tracing::warn!(error = chain(&error), "an empty folder could not be forgotten");
+    }
+    let run_folder = app.workers.run_folder(id);
+    let folders = blocking(move || {
+        for checkpoint in machine.checkpoints.all() {
+            durable::remove_empty_folder(&machine.layout.checkpoint_folder(checkpoint.id));
+        }
+        durable::remove_empty_folder(&machine.layout.layers(id));
+        durable::remove_empty_folder(&machine.layout.vm_folder(id));
+        // Logs and sockets of the last run.
+        let _ = std::fs::remove_dir_all(&run_folder);
+        Ok(())
+    });
+    folders.await?;
+    if let Err(error) = app.store.forget_runtime(id).await {
+        tracing::warn!(error = chain(&error), "a deleted machine could not be forgotten");
+    }
+    let what = Happening {
+        kind: "vm.deleted",
+        who: &context.who(),
+        reason: if query.delete_disks { "requested, with its disks".into() } else { "requested".into() },
+        before: Some(name.clone()),
+        after: None,
+    };
+    app.events.vm(id, &name, what).await;
+    Ok(None)
+}

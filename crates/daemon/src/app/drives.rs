@@ -1,0 +1,263 @@
+//! Drives of a request: where they go, whether their files can be used.
+
+use super::App;
+use super::usage::{same_file, usage};
+use crate::disks;
+use crate::failure::Failure;
+use crate::inventory::blocking;
+use crate::layout::Layout;
+use backstay_api::{Blocker, DiskType, DriveKind, DriveRequest, NicRequest, ProblemCode};
+use backstay_model::{
+    DriveMedia, DriveSlot, DriveSpec, MacAddress, NicAttachment, NicId, NicSpec, VirtualHardware, VmId,
+    VmName,
+};
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use uuid::Uuid;
+
+/// A disk that has to be made before the machine can have it.
+#[derive(Clone, Debug)]
+pub(super) struct DiskToMake {
+    pub(super) path: PathBuf,
+    pub(super) size: u64,
+    pub(super) disk_type: DiskType,
+}
+
+/// Drives with their places, and disks to be made for them.
+#[derive(Debug, Default)]
+pub(super) struct Placed {
+    pub(super) drives: Vec<DriveSpec>,
+    pub(super) make: Vec<DiskToMake>,
+}
+
+/// Finds a place for every drive. `taken` are the drives that are there already.
+pub(super) fn place(
+    requests: &[DriveRequest],
+    taken: &[DriveSpec],
+    hardware: VirtualHardware,
+    layout: &Layout,
+    name: &VmName,
+) -> Result<Placed, Failure> {
+    let mut slots: BTreeSet<DriveSlot> = taken.iter().map(|d| d.slot).collect();
+    for request in requests {
+        if let Some(slot) = request.slot
+            && !slots.insert(slot)
+        {
+            return Err(Failure::invalid(format!("two drives are attached at {slot}: each slot takes one")));
+        }
+    }
+    let mut placed = Placed::default();
+    for request in requests {
+        let slot = match request.slot {
+            Some(slot) => slot,
+            None => next_slot(request.kind, hardware, &mut slots)?,
+        };
+        let media = media(request, layout, name, &mut placed.make)?;
+        placed.drives.push(DriveSpec { slot, media });
+    }
+    Ok(placed)
+}
+
+/// Disks from the first IDE place on, CD/DVD from the second controller on; SCSI when IDE is full.
+fn next_slot(
+    kind: DriveKind,
+    hardware: VirtualHardware,
+    slots: &mut BTreeSet<DriveSlot>,
+) -> Result<DriveSlot, Failure> {
+    let ide = |controller, unit| DriveSlot::Ide { controller, unit };
+    let ide_places = match (hardware, kind) {
+        (VirtualHardware::Gen2, _) => vec![],
+        (VirtualHardware::Gen1, DriveKind::Disk) => vec![ide(0, 0), ide(0, 1), ide(1, 0), ide(1, 1)],
+        (VirtualHardware::Gen1, _) => vec![ide(1, 0), ide(1, 1), ide(0, 1), ide(0, 0)],
+    };
+    let scsi = (0..4).flat_map(|controller| (0..64).map(move |lun| DriveSlot::Scsi { controller, lun }));
+    ide_places.into_iter().chain(scsi).find(|slot| slots.insert(*slot)).ok_or_else(|| {
+        Failure::invalid("no place is left for another drive: a machine has 4 IDE and 256 SCSI places")
+    })
+}
+
+fn media(
+    request: &DriveRequest,
+    layout: &Layout,
+    name: &VmName,
+    make: &mut Vec<DiskToMake>,
+) -> Result<DriveMedia, Failure> {
+    let wrong = |text: &str| Err(Failure::invalid(text));
+    match (request.kind, &request.path, &request.create) {
+        (DriveKind::EmptyOptical, None, None) => Ok(DriveMedia::EmptyOptical),
+        (DriveKind::EmptyOptical, ..) => {
+            wrong("an empty CD/DVD drive has no file: leave path and create out")
+        }
+        (DriveKind::Iso, Some(path), None) => Ok(DriveMedia::Iso(absolute(path)?)),
+        (DriveKind::Iso, ..) => wrong("a CD/DVD image needs its path, and cannot be created"),
+        (DriveKind::Disk, Some(path), None) => Ok(DriveMedia::Disk(absolute(path)?)),
+        (DriveKind::Disk, None, None) => wrong("a disk needs its path, or create with a size"),
+        (DriveKind::Disk, path, Some(new)) => {
+            if new.size == 0 || !new.size.is_multiple_of(512) {
+                return Err(Failure::invalid(format!(
+                    "a disk of {} bytes: the size is a multiple of 512, at least 512",
+                    new.size
+                )));
+            }
+            let path = match path {
+                Some(path) => absolute(path)?,
+                None => layout.new_disk(name, |p| p.exists() || make.iter().any(|m| m.path == p)),
+            };
+            if path.exists() {
+                return Err(Failure::new(
+                    ProblemCode::Exists,
+                    format!(
+                        "{} exists already: choose another name, or attach it without create",
+                        path.display()
+                    ),
+                ));
+            }
+            make.push(DiskToMake { path: path.clone(), size: new.size, disk_type: new.disk_type });
+            Ok(DriveMedia::Disk(path))
+        }
+    }
+}
+
+fn absolute(path: &Path) -> Result<PathBuf, Failure> {
+    if path.is_absolute() && path.to_str().is_some() {
+        return Ok(path.into());
+    }
+    Err(Failure::invalid(format!(
+        "{} is not an absolute path in UTF-8: give the file from / on",
+        path.display()
+    )))
+}
+
+/// Checks that the files of `drives` exist, can be read, and are used by nobody else. All that is wrong is told at once.
+/// Returns warnings.
+pub(super) async fn check_files(
+    app: &App,
+    vm: VmId,
+    drives: &[DriveSpec],
+    to_make: &[DiskToMake],
+) -> Result<Vec<String>, Failure> {
+    let usage = usage(app, Some((vm, super::usage::Part::Checkpoints))).await?;
+    let mut blockers: Vec<Blocker> = Vec::new();
+    let mut warnings = Vec::new();
+    for drive in drives {
+        let found = match &drive.media {
+            DriveMedia::EmptyOptical => continue,
+            DriveMedia::Iso(path) => check_iso(path).map(|()| Vec::new()),
+            DriveMedia::Disk(path) if to_make.iter().any(|m| m.path == *path) => continue,
+            DriveMedia::Disk(path) => match usage.of(path).first() {
+                Some(holder) => Err(Failure::new(
+                    ProblemCode::InUse,
+                    format!(
+                        "{} is used by '{}' ({}): detach it there, or make a differencing disk of it",
+                        path.display(),
+                        holder.name,
+                        holder.place
+                    ),
+                )),
+                None => {
+                    let path = same_file(path);
+                    blocking(move || disks::probe(&path).map(|chain| chain.warnings)).await
+                }
+            },
+        };
+        match found {
+            Ok(told) => warnings.extend(told),
+            Err(failure) => blockers.push(Blocker {
+                code: failure.code(),
+                detail: format!("{}: {}", drive.slot, failure.full_message()),
+                cure: None,
+            }),
+        }
+    }
+    match blockers.as_slice() {
+        [] => Ok(warnings),
+        [one] => Err(Failure::new(one.code, one.detail.clone())),
+        [first, ..] => {
+            let count = blockers.len();
+            Err(Failure::new(first.code, format!("{count} drives cannot be attached"))
+                .with_blockers(blockers))
+        }
+    }
+}
+
+fn check_iso(path: &Path) -> Result<(), Failure> {
+    let opened = std::fs::File::open(path).and_then(|f| f.metadata());
+    match opened {
+        Ok(metadata) if metadata.is_file() => Ok(()),
+        Ok(_) => Err(Failure::invalid(format!("{} is not a file", path.display()))),
+        Err(error) => Err(Failure::file("reading", path, error)),
+    }
+}
+
+/// Network cards with ids and addresses.
+pub(super) fn nics(requests: &[NicRequest]) -> Vec<NicSpec> {
+    let nic = |request: &NicRequest| NicSpec {
+        id: NicId(Uuid::new_v4()),
+        mac: request.mac.unwrap_or_else(new_mac),
+        model: request.model,
+        attachment: match (&request.switch, request.disconnected) {
+            (_, true) => NicAttachment::Disconnected,
+            (Some(switch), false) => NicAttachment::Switch(switch.clone()),
+            (None, false) => NicAttachment::User,
+        },
+    };
+    requests.iter().map(nic).collect()
+}
+
+/// A locally administered address of QEMU's range.
+fn new_mac() -> MacAddress {
+    let random = Uuid::new_v4().into_bytes();
+    MacAddress([0x52, 0x54, 0x00, random[0], random[1], random[2]])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use backstay_api::NewDisk;
+
+    fn disk(slot: Option<&str>) -> DriveRequest {
+        DriveRequest {
+            slot: slot.map(|s| s.parse().unwrap()),
+            kind: DriveKind::Disk,
+            path: None,
+            create: Some(NewDisk { size: 1 << 20, disk_type: DiskType::Dynamic }),
+        }
+    }
+
+    fn slots(requests: &[DriveRequest]) -> Vec<String> {
+        let layout = Layout::new("/nowhere");
+        let name = VmName::new("web").unwrap();
+        let placed = place(requests, &[], VirtualHardware::Gen1, &layout, &name).unwrap();
+        placed.drives.iter().map(|d| d.slot.to_string()).collect()
+    }
+
+    #[test]
+    fn drives_without_a_place_take_the_next_free_one() {
+        let optical = DriveRequest { slot: None, kind: DriveKind::EmptyOptical, path: None, create: None };
+        assert_eq!(slots(&[disk(None), optical.clone(), disk(None)]), ["ide:0:0", "ide:1:0", "ide:0:1"]);
+        assert_eq!(slots(&[disk(None), disk(Some("ide:0:0"))]), ["ide:0:1", "ide:0:0"]);
+        let many: Vec<_> = (0..5).map(|_| disk(None)).collect();
+        assert_eq!(slots(&many)[4], "scsi:0:0");
+    }
+
+    #[test]
+    fn new_disks_are_named_after_the_machine_and_never_twice() {
+        let layout = Layout::new("/nowhere");
+        let name = VmName::new("a/b").unwrap();
+        let placed = place(&[disk(None), disk(None)], &[], VirtualHardware::Gen1, &layout, &name).unwrap();
+        let files: Vec<_> =
+            placed.make.iter().map(|m| m.path.file_name().unwrap().to_str().unwrap()).collect();
+        assert_eq!(files, ["a_b.vhd", "a_b-1.vhd"]);
+    }
+
+    #[test]
+    fn a_slot_asked_for_twice_and_a_relative_path_are_refused() {
+        let layout = Layout::new("/nowhere");
+        let name = VmName::new("web").unwrap();
+        let twice = [disk(Some("ide:0:0")), disk(Some("ide:0:0"))];
+        assert!(place(&twice, &[], VirtualHardware::Gen1, &layout, &name).is_err());
+        let relative = DriveRequest { path: Some("a.vhd".into()), create: None, ..disk(None) };
+        let error = place(&[relative], &[], VirtualHardware::Gen1, &layout, &name).unwrap_err();
+        assert!(error.to_string().contains("a.vhd is not an absolute path"), "{error}");
+    }
+}

@@ -1,0 +1,196 @@
+//! What the daemon can do: one file per operation. Each validates, makes a plan that can be printed, and hands the work
+//! to a task of its own.
+
+mod apply;
+mod apply_checks;
+mod checkpoint;
+mod checkpoint_finish;
+mod checkpoint_run;
+mod cleanup;
+mod create;
+mod delete;
+mod drives;
+mod power;
+mod recover;
+mod register;
+mod rename;
+mod start;
+mod update;
+mod usage;
+pub mod views;
+
+pub use apply::{apply_checkpoint, revert};
+pub use checkpoint::create_checkpoint;
+pub use create::create_vm;
+pub use delete::delete_vm;
+pub use power::{pause, reset, resume, shutdown, turn_off};
+pub use recover::recover;
+pub use register::register;
+pub use rename::rename_vm;
+pub use start::start_vm;
+pub use update::update_vm;
+pub use usage::{disk_file, vm_disks};
+
+use crate::config::Config;
+use crate::events::EventHub;
+use crate::failure::Failure;
+use crate::host::Host;
+use crate::inventory::{Inventory, Machine};
+use crate::store::Store;
+use crate::tasks::{Caller, Hold, TaskContext, TaskEngine, TaskSpec};
+use crate::workers::Workers;
+use backstay_api::{ObjectKind, ObjectRef, Plan, Task};
+use backstay_model::{VmId, VmState, VmVerb, allowed};
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// The daemon's parts.
+#[derive(Debug)]
+pub struct App {
+    /// Settings.
+    pub config: Config,
+    /// Database.
+    pub store: Store,
+    /// Running operations.
+    pub tasks: Arc<TaskEngine>,
+    /// Machines.
+    pub inventory: Inventory,
+    /// History.
+    pub events: EventHub,
+    /// Processes of the machines that are on.
+    pub workers: Workers,
+    /// What this host can do.
+    pub host: Host,
+}
+
+/// How a call that changes something was made.
+#[derive(Clone, Debug)]
+pub struct Call {
+    /// By whom.
+    pub caller: Caller,
+    /// Only the plan is wanted.
+    pub dry_run: bool,
+}
+
+/// What such a call gives.
+#[derive(Clone, Debug)]
+pub enum Accepted {
+    /// It is being done.
+    Task(Box<Task>),
+    /// This is what would be done.
+    Plan(Plan),
+}
+
+/// A finished operation's result.
+pub type Done = Result<Option<serde_json::Value>, Failure>;
+
+impl App {
+    /// A machine's name for messages; its GUID once it is gone.
+    #[must_use]
+    pub fn name_of(&self, vm: VmId) -> String {
+        self.inventory.get(vm).map_or_else(|_| vm.to_string(), |m| m.name().to_string())
+    }
+
+    /// Who asked for what is being done to `vm` now.
+    pub async fn who_works_on(&self, vm: VmId) -> Option<String> {
+        let task = self.tasks.working_on(vm)?;
+        self.tasks.get(task).await.ok().map(|task| task.who)
+    }
+
+    /// Answers with the plan, with the task of the same call before, or with a new task that does the work.
+    pub(crate) async fn accept<F, Fut>(
+        self: &Arc<Self>,
+        call: &Call,
+        plan: Plan,
+        spec: TaskSpec,
+        work: F,
+    ) -> Result<Accepted, Failure>
+    where
+        F: FnOnce(Arc<Self>, TaskContext) -> Fut + Send + 'static,
+        Fut: Future<Output = Done> + Send + 'static,
+    {
+        if call.dry_run {
+            return Ok(Accepted::Plan(plan));
+        }
+        let app = Arc::clone(self);
+        let task = self.tasks.start(spec, &call.caller, move |context| work(app, context)).await?;
+        Ok(Accepted::Task(Box::new(task)))
+    }
+
+    /// The task of the same call before, if the caller sent a key that was used.
+    ///
+    /// # Errors
+    /// `invalid` when the key belongs to another call.
+    pub async fn repeated(&self, call: &Call) -> Result<Option<Accepted>, Failure> {
+        if call.dry_run {
+            return Ok(None);
+        }
+        Ok(self.tasks.repeated(&call.caller).await?.map(|task| Accepted::Task(Box::new(task))))
+    }
+
+    /// Waits until `vm` is in a state that `wanted` accepts.
+    ///
+    /// # Errors
+    /// `timeout` after `patience`; `not-found` when the machine is gone.
+    pub(crate) async fn wait_state(
+        &self,
+        vm: VmId,
+        patience: Duration,
+        wanted: impl Fn(VmState) -> bool,
+    ) -> Result<(VmState, Option<String>), Failure> {
+        let mut watched = self.inventory.watch(vm)?;
+        let reached =
+            async { watched.wait_for(|(state, _)| wanted(*state)).await.ok().map(|now| now.clone()) };
+        match tokio::time::timeout(patience, reached).await {
+            Ok(Some(now)) => Ok(now),
+            Ok(None) => Err(Failure::not_found(format!("the virtual machine {vm} was removed"))),
+            Err(_) => {
+                let machine = self.inventory.get(vm)?;
+                Err(Failure::new(
+                    backstay_api::ProblemCode::Timeout,
+                    format!(
+                        "'{}' is still {} after {} s: look at its events and at worker.log in {}",
+                        machine.name(),
+                        machine.state,
+                        patience.as_secs(),
+                        self.workers.run_folder(vm).display()
+                    ),
+                ))
+            }
+        }
+    }
+}
+
+/// The task of an operation on one machine.
+pub(crate) fn vm_task(operation: &'static str, machine: &Machine) -> TaskSpec {
+    TaskSpec {
+        operation,
+        object: ObjectRef { kind: ObjectKind::Vm, id: Some(machine.id.0), name: machine.name().to_string() },
+        holds: vec![Hold::Vm(machine.id)],
+        cancellable: false,
+        yields: false,
+    }
+}
+
+/// Whether `verb` has something to do; it is refused where the state does not allow it.
+pub(crate) fn check_verb(machine: &Machine, verb: VmVerb) -> Result<bool, Failure> {
+    allowed(machine.name(), machine.state, verb).map_err(|refusal| {
+        let why =
+            machine.reason.as_ref().map_or(String::new(), |reason| format!(" (it is so because: {reason})"));
+        Failure::precondition(format!("{refusal}{why}"))
+    })
+}
+
+impl App {
+    /// The machine that a filter names; a GUID may be that of a machine that was deleted.
+    ///
+    /// # Errors
+    /// `not-found`.
+    pub fn vm_in_history(&self, text: &str) -> Result<VmId, Failure> {
+        match self.inventory.find(text) {
+            Ok(machine) => Ok(machine.id),
+            Err(failure) => text.parse().map_err(|_| failure),
+        }
+    }
+}

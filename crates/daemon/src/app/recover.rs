@@ -1,0 +1,337 @@
+//! What a daemon does when it starts: find machines, take over living workers, settle what the former one left half done.
+
+use super::checkpoint::CheckpointPlan;
+use super::checkpoint_finish::{Captured, complete, give_up, kept_by_worker, move_now};
+use super::checkpoint_run::settle_live;
+use super::power::end_machine;
+use super::{App, Done, vm_task};
+use crate::disks;
+use crate::events::Happening;
+use crate::failure::Failure;
+use crate::inventory::{Machine, blocking, read_config, scan};
+use crate::layout::Layout;
+use crate::store::{StoredTask, TaskNote};
+use crate::tasks::{Caller, Hold, TaskContext, store_failure};
+use crate::workers::{LAUNCH_RECORD, supervise};
+use backstay_api::{CheckpointResult, ProblemCode};
+use backstay_hyperv::PendingCheckpoint;
+use backstay_model::{HostStartAction, MemoryMethod, VmId, VmState};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// How long a start waits for living workers to tell their state, so that the first list is right.
+const HELLO: Duration = Duration::from_secs(3);
+
+/// Finds machines, takes over workers and settles interrupted operations. Settling itself runs in tasks.
+///
+/// # Errors
+/// The state folder cannot be read, or the database.
+pub async fn recover(app: &Arc<App>) -> Result<(), Failure> {
+    find_machines(app).await?;
+    let mut unfinished = app.tasks.unfinished().await?;
+    let machines = app.inventory.all();
+    for machine in &machines {
+        if app.workers.run_folder(machine.id).join(LAUNCH_RECORD).exists() {
+            app.inventory.set_state(
+                machine.id,
+                VmState::Starting,
+                Some("its worker is being taken over".into()),
+            );
+            supervise(app, machine.id, false);
+        }
+    }
+    for machine in &machines {
+        let _ = app.wait_state(machine.id, HELLO, |state| state != VmState::Starting).await;
+    }
+    for machine in machines {
+        if machine.config.pending().is_some() {
+            let at = unfinished.iter().position(|t| note_of(t, machine.id).is_some());
+            let stored = at.map(|index| unfinished.remove(index));
+            start_settling(app, &machine, stored).await?;
+        }
+    }
+    for stored in unfinished {
+        take_up(app, stored).await;
+    }
+    start_as_configured(app).await;
+    Ok(())
+}
+
+async fn find_machines(app: &Arc<App>) -> Result<(), Failure> {
+    let mut roots = vec![app.config.state_dir.clone()];
+    roots.extend(app.store.folders().await.map_err(store_failure)?);
+    let mut seen: BTreeMap<VmId, std::path::PathBuf> = BTreeMap::new();
+    for root in roots {
+        let layout = Layout::new(&root);
+        let found =
+            blocking(move || scan(&layout).map_err(|e| Failure::file("listing", layout.root(), e))).await;
+        let found = match found {
+            Ok(found) => found,
+            Err(failure) => {
+                // A folder on a file system that is not mounted now.
+                tracing::error!(
+                    error = failure.full_message(),
+                    "a folder with virtual machines cannot be read"
+                );
+                app.inventory.set_unreadable(root, Some(failure.full_message()));
+                continue;
+            }
+        };
+        for (path, reason) in found.unreadable {
+            app.inventory.set_unreadable(path, Some(reason));
+        }
+        for machine in found.machines {
+            match seen.get(&machine.id) {
+                Some(other) => {
+                    let reason = format!(
+                        "its GUID {} belongs to {} already: move one of the two away",
+                        machine.id,
+                        other.display()
+                    );
+                    app.inventory.set_unreadable(machine.config_file.clone(), Some(reason));
+                }
+                None => {
+                    seen.insert(machine.id, machine.config_file.clone());
+                    app.inventory.put(machine);
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// What a stored task says about a checkpoint of `vm`.
+fn note_of(stored: &StoredTask, vm: VmId) -> Option<&TaskNote> {
+    stored.note.as_ref().filter(|TaskNote::Checkpoint { vm: noted, .. }| *noted == vm)
+}
+
+/// Settles a checkpoint that was begun, under the id of the task that began it.
+async fn start_settling(
+    app: &Arc<App>,
+    machine: &Machine,
+    stored: Option<StoredTask>,
+) -> Result<(), Failure> {
+    let Some(pending) = machine.config.pending() else { return Ok(()) };
+    let plan = plan_of(machine, pending, stored.as_ref());
+    let id = machine.id;
+    let app_too = Arc::clone(app);
+    let work = move |context: TaskContext| async move { settle(&app_too, &context, id, plan).await };
+    match stored {
+        Some(stored) => app.tasks.resume(stored, &[Hold::Vm(id)], work),
+        None => {
+            let spec = vm_task("checkpoint.recover", machine);
+            app.tasks.start(spec, &Caller::backstay(), work).await.map(drop)
+        }
+    }
+}
+
+fn plan_of(machine: &Machine, pending: PendingCheckpoint, stored: Option<&StoredTask>) -> CheckpointPlan {
+    match stored.and_then(|s| s.note.clone()) {
+        Some(TaskNote::Checkpoint { checkpoint, name, notes, created_unix_ms, .. })
+            if checkpoint == pending.checkpoint =>
+        {
+            CheckpointPlan { vm: machine.id, pending, name, notes, created_unix_ms }
+        }
+        _ => CheckpointPlan {
+            vm: machine.id,
+            name: format!("Recovered {}", pending.checkpoint),
+            pending,
+            notes: String::new(),
+            created_unix_ms: jiff::Timestamp::now().as_millisecond(),
+        },
+    }
+}
+
+async fn settle(app: &Arc<App>, context: &TaskContext, id: VmId, plan: CheckpointPlan) -> Done {
+    context.progress(5, "settling a checkpoint that was interrupted");
+    let machine = app.inventory.get(id)?;
+    let result = settle_pending(app, context, &machine, plan).await?;
+    serde_json::to_value(result)
+        .map(Some)
+        .map_err(|error| Failure::because(ProblemCode::Internal, "the result cannot be written", error))
+}
+
+async fn settle_pending(
+    app: &Arc<App>,
+    context: &TaskContext,
+    machine: &Machine,
+    plan: CheckpointPlan,
+) -> Result<CheckpointResult, Failure> {
+    let id = plan.pending.checkpoint;
+    if let Some(done) = written_checkpoint(app, machine, &plan).await? {
+        return Ok(done);
+    }
+    if app.workers.run_folder(machine.id).join(LAUNCH_RECORD).exists() {
+        return settle_live(app, context, machine, &plan).await;
+    }
+    if let Some(captured) = captured_before_end(machine, &plan).await {
+        return complete(app, &context.who(), machine, &plan, captured).await;
+    }
+    let kept = written_layers(app, machine, &plan.pending).await;
+    give_up(app, machine, &kept).await?;
+    Err(Failure::new(
+        ProblemCode::Interrupted,
+        format!(
+            "checkpoint {id} of '{}' was interrupted and was not taken; the machine is as it was: take it again",
+            machine.name()
+        ),
+    ))
+}
+
+/// The checkpoint's configuration was written: only the machine's is missing.
+async fn written_checkpoint(
+    app: &Arc<App>,
+    machine: &Machine,
+    plan: &CheckpointPlan,
+) -> Result<Option<CheckpointResult>, Failure> {
+    let (file, id) = (machine.layout.checkpoint_config(plan.pending.checkpoint), plan.pending.checkpoint);
+    let meta = blocking(move || Ok(read_config(&file).ok().and_then(|c| c.checkpoint_meta()))).await?;
+    let Some(meta) = meta.filter(|m| m.id == id) else { return Ok(None) };
+    move_now(app, machine, &plan.pending).await?;
+    Ok(Some(CheckpointResult {
+        checkpoint: id,
+        name: meta.name,
+        pause_us: 0,
+        total_us: 0,
+        memory_bytes: std::fs::metadata(machine.layout.checkpoint_memory(id)).map_or(0, |m| m.len()),
+        method: meta.method,
+        method_reason: "finished after a restart of the daemon".into(),
+    }))
+}
+
+/// The worker finished the checkpoint and the machine ended before a daemon could write it down. The descriptor is
+/// written last, so its presence says that everything else is there.
+async fn captured_before_end(machine: &Machine, plan: &CheckpointPlan) -> Option<Captured> {
+    let id = plan.pending.checkpoint;
+    let (descriptor, memory) =
+        (machine.layout.checkpoint_descriptor(id), machine.layout.checkpoint_memory(id));
+    let layers = plan.pending.layers.clone();
+    let read = blocking(move || {
+        if !layers.iter().all(|layer| layer.to.exists()) {
+            return Ok(None);
+        }
+        let method: Option<MemoryMethod> =
+            backstay_worker::read_descriptor(&descriptor).ok().map(|d| d.method);
+        Ok(method.map(|method| (method, std::fs::metadata(&memory).map_or(0, |m| m.len()))))
+    });
+    let (method, memory_bytes) = read.await.ok()??;
+    Some(Captured {
+        pause_us: 0,
+        total_us: 0,
+        memory_bytes,
+        method: Some(method),
+        method_reason: "finished while no daemon was running".into(),
+    })
+}
+
+/// New files that hold data; empty ones can go, because they read as the old file.
+async fn written_layers(
+    app: &App,
+    machine: &Machine,
+    pending: &PendingCheckpoint,
+) -> Vec<backstay_model::DriveSlot> {
+    let mut kept = Vec::new();
+    for slot in kept_by_worker(app, machine, pending).await {
+        let Some(layer) = pending.layers.iter().find(|layer| layer.slot == slot) else { continue };
+        let file = layer.to.clone();
+        let empty = blocking(move || disks::probe(&file)).await.is_ok_and(|chain| chain.top_blocks == 0);
+        if !empty {
+            kept.push(slot);
+        }
+    }
+    kept
+}
+
+/// Settles the checkpoint of a machine that was just registered.
+pub(super) async fn settle_machine(app: &Arc<App>, id: VmId) -> Result<(), Failure> {
+    let machine = app.inventory.get(id)?;
+    let Some(pending) = machine.config.pending() else { return Ok(()) };
+    let plan = plan_of(&machine, pending, None);
+    if written_checkpoint(app, &machine, &plan).await?.is_some() {
+        return Ok(());
+    }
+    if let Some(captured) = captured_before_end(&machine, &plan).await {
+        complete(app, "backstay", &machine, &plan, captured).await?;
+        return Ok(());
+    }
+    let kept = written_layers(app, &machine, &plan.pending).await;
+    give_up(app, &machine, &kept).await
+}
+
+/// Goes on with a task of the former daemon where that is safe; ends it otherwise.
+async fn take_up(app: &Arc<App>, stored: StoredTask) {
+    let vm = stored.task.object.id.map(VmId).filter(|id| app.inventory.get(*id).is_ok());
+    let operation = stored.task.operation.clone();
+    let launched = vm.is_some_and(|id| app.workers.run_folder(id).join(LAUNCH_RECORD).exists());
+    let task = stored.task.clone();
+    let app_too = Arc::clone(app);
+    let resumed = match (operation.as_str(), vm) {
+        ("vm.start", Some(id)) if launched => {
+            app.tasks.resume(stored, &[Hold::Vm(id)], move |_| async move {
+                let settled =
+                    app_too.wait_state(id, Duration::from_mins(10), |s| s != VmState::Starting).await?;
+                if settled.0.is_active() {
+                    return Ok(None);
+                }
+                let reason = settled.1.unwrap_or_else(|| "see its events".into());
+                Err(Failure::new(ProblemCode::Unavailable, format!("the machine did not start: {reason}")))
+            })
+        }
+        ("vm.turn-off", Some(id)) if launched => {
+            app.tasks.resume(stored, &[Hold::Vm(id)], move |_| async move {
+                end_machine(&app_too, id).await.map(|()| None)
+            })
+        }
+        ("vm.turn-off" | "vm.shutdown", Some(id)) if !launched => {
+            app.tasks.resume(stored, &[Hold::Vm(id)], move |_| async move { Ok(None) })
+        }
+        _ => {
+            let detail =
+                "the daemon was stopped while this ran: look at the state of the machine, and ask again";
+            app.tasks.interrupt(task, detail).await;
+            return;
+        }
+    };
+    if let Err(failure) = resumed {
+        app.tasks.interrupt(task, &failure.full_message()).await;
+    }
+}
+
+/// After a boot of the host: machines that ran before it, or that always start, are started.
+async fn start_as_configured(app: &Arc<App>) {
+    for machine in app.inventory.all() {
+        let before =
+            app.store.runtime(machine.id).await.ok().flatten().map(|(_, boot)| boot).unwrap_or_default();
+        let new_boot = before != app.host.boot_id();
+        let was_on = !before.is_empty();
+        let wanted = match machine.spec.host_start {
+            HostStartAction::Nothing => false,
+            HostStartAction::StartIfRunning => was_on && new_boot,
+            HostStartAction::Start => new_boot && first_start_since_boot(app),
+        };
+        if machine.state.is_active() || !wanted {
+            continue;
+        }
+        let call = super::Call { caller: Caller::backstay(), dry_run: false };
+        let vm = machine.id.to_string();
+        if let Err(failure) = super::start_vm(app, &vm, backstay_api::VmStart::default(), &call).await {
+            let reason = format!("it was to start with the host: {}", failure.full_message());
+            let what =
+                Happening { kind: "vm.start-failed", who: "backstay", reason, before: None, after: None };
+            app.events.vm(machine.id, machine.name().as_str(), what).await;
+        }
+    }
+    // A file in the run folder goes with the boot: it tells the next daemon that this was done.
+    if let Err(error) = std::fs::write(boot_mark(app), app.host.boot_id()) {
+        tracing::warn!(%error, "the mark of this boot cannot be written");
+    }
+}
+
+fn boot_mark(app: &App) -> std::path::PathBuf {
+    app.config.run_dir.join("booted")
+}
+
+fn first_start_since_boot(app: &App) -> bool {
+    std::fs::read_to_string(boot_mark(app)).map_or(true, |mark| mark != app.host.boot_id())
+}

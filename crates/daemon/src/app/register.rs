@@ -1,0 +1,177 @@
+//! Bringing back the machines of a folder.
+
+use super::{Accepted, App, Call, Done};
+use crate::durable;
+use crate::events::Happening;
+use crate::failure::Failure;
+use crate::inventory::{Found, Machine, blocking, read_machine, scan};
+use crate::layout::Layout;
+use crate::tasks::{Hold, TaskContext, TaskSpec, store_failure};
+use backstay_api::{Blocker, ObjectKind, ObjectRef, Plan, ProblemCode, VmRegister};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// Brings back the machines of a folder, or the one of a configuration file.
+///
+/// # Errors
+/// `invalid`, `not-found`; `exists` when a machine's GUID or name is taken.
+pub async fn register(app: &Arc<App>, body: VmRegister, call: &Call) -> Result<Accepted, Failure> {
+    let found = look(&body.path).await?;
+    check(app, &found)?;
+    let plan = describe(app, &found);
+    let (id, name) = match found.machines.as_slice() {
+        [one] => (Some(one.id.0), one.name().to_string()),
+        many => (None, format!("{} machines of {}", many.len(), body.path.display())),
+    };
+    let mut holds = vec![Hold::Folders];
+    holds.extend(found.machines.iter().flat_map(|m| [Hold::Vm(m.id), Hold::Name(m.name().to_string())]));
+    let task = TaskSpec {
+        operation: "vm.register",
+        object: ObjectRef { kind: ObjectKind::Vm, id, name },
+        holds,
+        cancellable: false,
+        yields: false,
+    };
+    let path = body.path;
+    app.accept(call, plan, task, move |app, context| run(app, context, path)).await
+}
+
+/// Reads what is at `path`: a folder that holds `Virtual Machines`, that folder itself, or a configuration in it.
+async fn look(path: &Path) -> Result<Found, Failure> {
+    if !path.is_absolute() {
+        return Err(Failure::invalid(format!(
+            "{} is not an absolute path: give it from / on",
+            path.display()
+        )));
+    }
+    let path = path.to_path_buf();
+    blocking(move || {
+        let path = std::fs::canonicalize(&path).map_err(|e| Failure::file("reading", &path, e))?;
+        if path.is_file() {
+            let layout = Layout::of_config(&path).ok_or_else(|| {
+                Failure::invalid(format!(
+                    "{} does not lie in a folder 'Virtual Machines': move it into one, and its disks and checkpoints \
+                     into 'Virtual Hard Disks' and 'Snapshots' next to that",
+                    path.display()
+                ))
+            })?;
+            let machine = read_machine(&layout, &path)
+                .map_err(|reason| Failure::invalid(format!("{}: {reason}", path.display())))?;
+            return Ok(Found { machines: vec![machine], unreadable: Vec::new() });
+        }
+        let layout = Layout::of_config(&path.join("x.xml")).unwrap_or_else(|| Layout::new(&path));
+        let found = scan(&layout).map_err(|e| Failure::file("listing", layout.root(), e))?;
+        if found.machines.is_empty() && found.unreadable.is_empty() {
+            return Err(Failure::not_found(format!(
+                "there is no virtual machine in {}: a configuration is a file <GUID>.xml in a folder 'Virtual Machines'",
+                path.display()
+            )));
+        }
+        Ok(found)
+    })
+    .await
+}
+
+fn check(app: &App, found: &Found) -> Result<(), Failure> {
+    let mut blockers = Vec::new();
+    let mut say = |code, detail: String, cure: &str| {
+        blockers.push(Blocker { code, detail, cure: Some(cure.into()) });
+    };
+    for (path, reason) in &found.unreadable {
+        say(ProblemCode::Damaged, format!("{}: {reason}", path.display()), "repair or move the file");
+    }
+    for machine in &found.machines {
+        match app.inventory.get(machine.id) {
+            Ok(other) if other.config_file != machine.config_file => say(
+                ProblemCode::Exists,
+                format!(
+                    "the GUID {} of {} belongs to '{}' ({})",
+                    machine.id,
+                    machine.config_file.display(),
+                    other.name(),
+                    other.config_file.display()
+                ),
+                "delete or unregister that machine first, or keep the copy apart: two machines cannot share a GUID",
+            ),
+            _ => {}
+        }
+        if let Err(failure) = app.inventory.name_is_free(machine.name().as_str(), Some(machine.id)) {
+            say(ProblemCode::Exists, failure.to_string(), "rename the other machine first");
+        }
+    }
+    let mut seen = std::collections::BTreeSet::new();
+    for machine in &found.machines {
+        if !seen.insert(machine.id) {
+            say(
+                ProblemCode::Exists,
+                format!("the folder holds two machines with the GUID {}", machine.id),
+                "move one of the two files away",
+            );
+        }
+    }
+    match blockers.first() {
+        None => Ok(()),
+        Some(first) => {
+            let code = first.code;
+            Err(Failure::new(code, "the folder cannot be registered").with_blockers(blockers))
+        }
+    }
+}
+
+fn describe(app: &App, found: &Found) -> Plan {
+    let mut plan = Plan::new("vm.register");
+    for machine in &found.machines {
+        let known = app.inventory.get(machine.id).is_ok();
+        let action = if known { "read again" } else { "register" };
+        plan.step(action, machine.config_file.display(), format!("'{}' ({})", machine.name(), machine.id));
+        plan.warnings.extend(machine.warnings.iter().map(|w| format!("'{}': {w}", machine.name())));
+    }
+    plan
+}
+
+async fn run(app: Arc<App>, context: TaskContext, path: PathBuf) -> Done {
+    let found = look(&path).await?;
+    check(&app, &found)?;
+    let mut ids = Vec::new();
+    for machine in found.machines {
+        ids.push(machine.id);
+        take_over(&app, &context, machine).await?;
+    }
+    Ok(Some(serde_json::json!({ "ids": ids })))
+}
+
+async fn take_over(app: &Arc<App>, context: &TaskContext, machine: Machine) -> Result<(), Failure> {
+    if app.inventory.get(machine.id).is_ok_and(|known| known.state.is_active()) {
+        context.warn(format!("'{}' is on: its configuration was not read again", machine.name()));
+        return Ok(());
+    }
+    for warning in machine.warnings.iter() {
+        context.warn(format!("'{}': {warning}", machine.name()));
+    }
+    if machine.layout.root() != app.config.state_dir {
+        app.store.add_folder(machine.layout.root()).await.map_err(store_failure)?;
+    }
+    // What was found elsewhere is written down, so that the folder is right by itself again.
+    let (file, bytes) = (machine.config_file.clone(), machine.config.to_bytes());
+    blocking(move || {
+        if std::fs::read(&file).is_ok_and(|now| now == bytes) {
+            return Ok(());
+        }
+        durable::replace(&file, &bytes).map_err(|e| Failure::file("writing", &file, e))
+    })
+    .await?;
+    let (id, name) = (machine.id, machine.name().to_string());
+    let config_file = machine.config_file.display().to_string();
+    app.inventory.set_unreadable(machine.config_file.clone(), None);
+    app.inventory.put(machine);
+    super::recover::settle_machine(app, id).await?;
+    let what = Happening {
+        kind: "vm.registered",
+        who: &context.who(),
+        reason: "requested".into(),
+        before: None,
+        after: Some(config_file),
+    };
+    app.events.vm(id, &name, what).await;
+    Ok(())
+}

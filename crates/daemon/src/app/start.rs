@@ -1,0 +1,166 @@
+//! Powering a machine on.
+
+use super::usage::chain_of;
+use super::{Accepted, App, Call, Done, check_verb, vm_task};
+use crate::durable;
+use crate::failure::Failure;
+use crate::inventory::{Machine, blocking};
+use crate::tasks::{TaskContext, store_failure};
+use crate::workers::supervise;
+use backstay_api::{Blocker, Plan, ProblemCode, VmStart};
+use backstay_model::{DriveMedia, VmId, VmState, VmVerb};
+use backstay_qemu::version::check_machine;
+use backstay_worker::control::{LaunchRecord, RestoreFrom};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// How long QEMU may take until the guest runs; a large memory state is loaded meanwhile.
+const START: Duration = Duration::from_mins(10);
+
+/// How a machine begins.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Beginning {
+    /// Stay stopped.
+    pub(super) paused: bool,
+    /// Continue from this state instead of booting.
+    pub(super) restore: Option<RestoreFrom>,
+}
+
+/// Powers a machine on.
+///
+/// # Errors
+/// `not-found`, `precondition`, `damaged`, `in-use`, `busy`.
+pub async fn start_vm(app: &Arc<App>, vm: &str, body: VmStart, call: &Call) -> Result<Accepted, Failure> {
+    let machine = app.inventory.find(vm)?;
+    let mut plan = Plan::new("vm.start");
+    if check_verb(&machine, VmVerb::Start)? {
+        plan.warnings = preflight(app, &machine).await?;
+        plan.step(
+            "start",
+            machine.name(),
+            format!("a worker in {}", app.workers.run_folder(machine.id).display()),
+        );
+    }
+    let id = machine.id;
+    let beginning = Beginning { paused: body.paused, restore: None };
+    let spec = vm_task("vm.start", &machine);
+    app.accept(call, plan, spec, move |app, context| run(app, context, id, beginning)).await
+}
+
+async fn run(app: Arc<App>, context: TaskContext, id: VmId, beginning: Beginning) -> Done {
+    let machine = app.inventory.get(id)?;
+    if !check_verb(&machine, VmVerb::Start)? {
+        context.warn(format!("'{}' is {} already", machine.name(), machine.state));
+        return Ok(None);
+    }
+    context.progress(5, "checking disks");
+    for warning in preflight(&app, &machine).await? {
+        context.warn(warning);
+    }
+    let machine = pin_machine_type(&app, machine).await?;
+    launch(&app, &context, &machine, beginning).await?;
+    Ok(None)
+}
+
+/// Checks everything that a start needs. All that is wrong is told at once. Returns warnings.
+pub(super) async fn preflight(app: &App, machine: &Machine) -> Result<Vec<String>, Failure> {
+    let mut warnings = Vec::new();
+    let mut blockers = Vec::new();
+    for drive in &machine.spec.drives {
+        let checked = match &drive.media {
+            DriveMedia::EmptyOptical => Ok(()),
+            DriveMedia::Iso(path) => {
+                std::fs::File::open(path).map(drop).map_err(|e| Failure::file("reading", path, e))
+            }
+            DriveMedia::Disk(path) => chain_of(app, path).await.map(|chain| warnings.extend(chain.warnings)),
+        };
+        if let Err(failure) = checked {
+            blockers.push(Blocker {
+                code: failure.code(),
+                detail: format!("{}: {}", drive.slot, failure.full_message()),
+                cure: None,
+            });
+        }
+    }
+    let choice = app.host.accelerator(machine.spec.accel).await?;
+    if choice.warning {
+        warnings.push(format!("the machine will be slow: {}", choice.reason));
+    }
+    let version = app.host.qemu_version().await?;
+    if let Err(error) = check_machine(version, &machine.spec.machine_type) {
+        blockers.push(Blocker { code: ProblemCode::Precondition, detail: error.to_string(), cure: None });
+    }
+    match blockers.first() {
+        None => Ok(warnings),
+        Some(first) => {
+            let code = first.code;
+            Err(Failure::new(code, format!("'{}' cannot be started", machine.name())).with_blockers(blockers))
+        }
+    }
+}
+
+/// A configuration from Hyper-V names no QEMU machine type: the newest one is chosen at its first start and kept.
+async fn pin_machine_type(app: &App, machine: Machine) -> Result<Machine, Failure> {
+    if !machine.spec.machine_type.is_empty() {
+        return Ok(machine);
+    }
+    let mut spec = (*machine.spec).clone();
+    spec.machine_type = app.host.default_machine_type(spec.hardware).await?;
+    let mut config = (*machine.config).clone();
+    config.apply_spec(&spec).map_err(|error| Failure::invalid(error.to_string()))?;
+    app.inventory.save(&machine, config).await
+}
+
+/// Starts a worker and waits until the guest runs (or is paused, as asked).
+pub(super) async fn launch(
+    app: &Arc<App>,
+    context: &TaskContext,
+    machine: &Machine,
+    beginning: Beginning,
+) -> Result<(), Failure> {
+    let id = machine.id;
+    let folder = app.workers.run_folder(id);
+    blocking(move || durable::create_folder(&folder).map_err(|e| Failure::file("making", &folder, e)))
+        .await?;
+    let record = LaunchRecord {
+        version: 1,
+        spec: (*machine.spec).clone(),
+        restore: beginning.restore,
+        start_paused: beginning.paused,
+        avoid_background: false,
+        qemu: app.host.qemu().into(),
+        qemu_uid_gid: app.host.qemu_ids(),
+    };
+    context.progress(20, "starting QEMU");
+    app.store.set_boot(id, app.host.boot_id().into()).await.map_err(store_failure)?;
+    app.inventory.set_state(id, VmState::Starting, None);
+    if let Err(failure) = app.workers.launch(id, record).await {
+        app.inventory.set_state(id, VmState::Off, None);
+        let _ = app.store.set_boot(id, String::new()).await;
+        return Err(failure);
+    }
+    supervise(app, id, true);
+    match app.wait_state(id, START, |state| state != VmState::Starting).await? {
+        (VmState::Off | VmState::Failed, reason) => {
+            let reason = match reason {
+                Some(reason) => reason,
+                None => last_state_reason(app, id).await,
+            };
+            Err(Failure::new(
+                ProblemCode::Unavailable,
+                format!("'{}' did not start: {reason}", machine.name()),
+            ))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Why the machine changed its state last, from the history.
+async fn last_state_reason(app: &App, id: VmId) -> String {
+    let events = app.events.list(Some(id), None, None, 20).await.unwrap_or_default();
+    let last = events.into_iter().rev().find(|e| e.kind == "vm.state" || e.kind == "vm.qemu-died");
+    last.map_or_else(
+        || format!("see worker.log in {}", app.workers.run_folder(id).display()),
+        |event| event.reason,
+    )
+}

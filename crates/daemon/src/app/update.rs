@@ -1,0 +1,151 @@
+//! Changing settings.
+
+use super::drives::{check_files, nics, place};
+use super::{Accepted, App, Call, Done, check_verb, vm_task};
+use crate::disks;
+use crate::durable;
+use crate::events::Happening;
+use crate::failure::Failure;
+use crate::inventory::{Machine, blocking};
+use crate::tasks::TaskContext;
+use backstay_api::{Plan, ProblemCode, VmUpdate};
+use backstay_model::{VmId, VmSpec, VmVerb};
+use std::sync::Arc;
+
+/// Changes settings. Notes can be changed at any time; everything else needs the machine off.
+///
+/// # Errors
+/// `not-found`, `invalid`, `precondition`, `stale`, `in-use`, `busy`.
+pub async fn update_vm(app: &Arc<App>, vm: &str, body: VmUpdate, call: &Call) -> Result<Accepted, Failure> {
+    let machine = app.inventory.find(vm)?;
+    let change = decide(app, &machine, &body).await?;
+    let plan = describe(&machine, &change);
+    let id = machine.id;
+    let spec = vm_task("vm.update", &machine);
+    app.accept(call, plan, spec, move |app, context| run(app, context, id, body)).await
+}
+
+struct Change {
+    spec: VmSpec,
+    make: Vec<super::drives::DiskToMake>,
+    warnings: Vec<String>,
+}
+
+async fn decide(app: &App, machine: &Machine, body: &VmUpdate) -> Result<Change, Failure> {
+    if let Some(wanted) = body.generation
+        && wanted != machine.generation.0
+    {
+        return Err(Failure::new(
+            ProblemCode::Stale,
+            format!(
+                "the configuration of '{}' has changed (generation {} instead of {wanted}): read it again",
+                machine.name(),
+                machine.generation.0
+            ),
+        ));
+    }
+    let only_notes = VmUpdate { generation: None, notes: None, ..body.clone() } == VmUpdate::default();
+    if !only_notes {
+        check_verb(machine, VmVerb::Configure)?;
+    }
+    let mut spec = (*machine.spec).clone();
+    set_values(&mut spec, body);
+    for slot in &body.remove_drives {
+        let before = spec.drives.len();
+        spec.drives.retain(|drive| drive.slot != *slot);
+        if spec.drives.len() == before {
+            return Err(Failure::not_found(format!("'{}' has no drive at {slot}", machine.name())));
+        }
+    }
+    for id in &body.remove_nics {
+        let before = spec.nics.len();
+        spec.nics.retain(|nic| nic.id != *id);
+        if spec.nics.len() == before {
+            return Err(Failure::not_found(format!("'{}' has no network card {id}", machine.name())));
+        }
+    }
+    spec.nics.extend(nics(&body.add_nics));
+    let placed = place(&body.add_drives, &spec.drives, spec.hardware, &machine.layout, &spec.name)?;
+    let warnings = if placed.drives.is_empty() {
+        Vec::new()
+    } else {
+        check_files(app, machine.id, &placed.drives, &placed.make).await?
+    };
+    spec.drives.extend(placed.drives);
+    spec.drives.sort_by_key(|drive| drive.slot);
+    super::create::check_spec(&spec)?;
+    Ok(Change { spec, make: placed.make, warnings })
+}
+
+fn set_values(spec: &mut VmSpec, body: &VmUpdate) {
+    fn set<T: Clone>(place: &mut T, value: &Option<T>) {
+        if let Some(value) = value {
+            place.clone_from(value);
+        }
+    }
+    set(&mut spec.notes, &body.notes);
+    set(&mut spec.memory_mib, &body.memory_mib);
+    set(&mut spec.cpu.count, &body.cpus);
+    set(&mut spec.cpu.reserve_percent, &body.cpu_reserve);
+    set(&mut spec.cpu.limit_percent, &body.cpu_limit);
+    set(&mut spec.cpu.weight, &body.cpu_weight);
+    set(&mut spec.boot_order, &body.boot_order);
+    set(&mut spec.accel, &body.accel);
+    set(&mut spec.recovery, &body.recovery);
+    set(&mut spec.host_start, &body.host_start);
+    set(&mut spec.host_stop, &body.host_stop);
+}
+
+fn describe(machine: &Machine, change: &Change) -> Plan {
+    let mut plan = Plan::new("vm.update");
+    for disk in &change.make {
+        plan.step("create", disk.path.display(), format!("disk of {} bytes", disk.size));
+    }
+    plan.step("write", machine.config_file.display(), differences(&machine.spec, &change.spec).join(", "));
+    plan.warnings.clone_from(&change.warnings);
+    plan
+}
+
+/// What differs, in words: `memory_mib 512 → 1024`.
+fn differences(old: &VmSpec, new: &VmSpec) -> Vec<String> {
+    let fields = |spec: &VmSpec| match serde_json::to_value(spec) {
+        Ok(serde_json::Value::Object(fields)) => fields,
+        _ => serde_json::Map::new(),
+    };
+    let (old, new) = (fields(old), fields(new));
+    let changed = new.iter().filter(|(key, value)| old.get(*key) != Some(value));
+    changed
+        .map(|(key, value)| format!("{key} {} → {value}", old.get(key).unwrap_or(&serde_json::Value::Null)))
+        .collect()
+}
+
+async fn run(app: Arc<App>, context: TaskContext, id: VmId, body: VmUpdate) -> Done {
+    let machine = app.inventory.get(id)?;
+    let change = decide(&app, &machine, &body).await?;
+    for warning in &change.warnings {
+        context.warn(warning.clone());
+    }
+    let make = change.make.clone();
+    blocking(move || {
+        for disk in &make {
+            if let Some(folder) = disk.path.parent() {
+                durable::create_folder(folder).map_err(|e| Failure::file("making the folder", folder, e))?;
+            }
+            disks::create(&disk.path, disk.size, disk.disk_type)?;
+        }
+        Ok(())
+    })
+    .await?;
+    let mut config = (*machine.config).clone();
+    config.apply_spec(&change.spec).map_err(|error| Failure::invalid(error.to_string()))?;
+    let saved = app.inventory.save(&machine, config).await?;
+    let what = Happening {
+        kind: "vm.updated",
+        who: &context.who(),
+        reason: differences(&machine.spec, &saved.spec).join(", "),
+        before: Some(format!("generation {}", machine.generation.0)),
+        after: Some(format!("generation {}", saved.generation.0)),
+    };
+    app.events.vm(id, saved.name().as_str(), what).await;
+    Ok(None)
+}

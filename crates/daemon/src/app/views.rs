@@ -1,0 +1,151 @@
+//! Machines as the API shows them.
+
+use super::App;
+use crate::inventory::Machine;
+use backstay_api::{
+    CheckpointDiskInfo, CheckpointInfo, CheckpointLine, CheckpointList, Drive, DriveKind, Nic, Vm, VmBlocked,
+};
+use backstay_model::{Checkpoint, DriveMedia, NicAttachment, NicSpec, VmVerb, allowed};
+use jiff::Timestamp;
+
+const VERBS: [VmVerb; 12] = [
+    VmVerb::Start,
+    VmVerb::Shutdown,
+    VmVerb::TurnOff,
+    VmVerb::Pause,
+    VmVerb::Resume,
+    VmVerb::Reset,
+    VmVerb::Delete,
+    VmVerb::Rename,
+    VmVerb::Configure,
+    VmVerb::Checkpoint,
+    VmVerb::ApplyCheckpoint,
+    VmVerb::Console,
+];
+
+/// What is in a drive, in words.
+#[must_use]
+pub fn media_words(media: &DriveMedia) -> String {
+    match media {
+        DriveMedia::Disk(path) => format!("disk {}", path.display()),
+        DriveMedia::Iso(path) => format!("CD/DVD image {}", path.display()),
+        DriveMedia::EmptyOptical => "empty CD/DVD drive".into(),
+    }
+}
+
+/// A machine as the API shows it.
+#[must_use]
+pub fn vm(app: &App, machine: &Machine) -> Vm {
+    let spec = &machine.spec;
+    Vm {
+        id: machine.id,
+        name: spec.name.to_string(),
+        notes: spec.notes.clone(),
+        state: machine.state,
+        state_reason: machine.reason.clone(),
+        generation: machine.generation.0,
+        hardware: spec.hardware,
+        memory_mib: spec.memory_mib,
+        cpus: spec.cpu.count,
+        cpu_reserve: spec.cpu.reserve_percent,
+        cpu_limit: spec.cpu.limit_percent,
+        cpu_weight: spec.cpu.weight,
+        drives: spec.drives.iter().map(|d| drive(d.slot, &d.media)).collect(),
+        nics: spec.nics.iter().map(nic).collect(),
+        boot_order: spec.boot_order.clone(),
+        bios_guid: spec.bios_guid,
+        machine_type: spec.machine_type.clone(),
+        accel: spec.accel,
+        recovery: spec.recovery,
+        host_start: spec.host_start,
+        host_stop: spec.host_stop,
+        config_file: machine.config_file.clone(),
+        folder: machine.layout.root().into(),
+        checkpoints: u32::try_from(machine.checkpoints.all().len()).unwrap_or(u32::MAX),
+        now_parent: machine.now_parent(),
+        run: machine.run.clone(),
+        task: app.tasks.working_on(machine.id),
+        blocked: blocked(machine),
+        warnings: machine.warnings.to_vec(),
+    }
+}
+
+fn drive(slot: backstay_model::DriveSlot, media: &DriveMedia) -> Drive {
+    let (kind, path) = match media {
+        DriveMedia::Disk(path) => (DriveKind::Disk, Some(path.clone())),
+        DriveMedia::Iso(path) => (DriveKind::Iso, Some(path.clone())),
+        DriveMedia::EmptyOptical => (DriveKind::EmptyOptical, None),
+    };
+    Drive { slot, kind, path }
+}
+
+fn nic(nic: &NicSpec) -> Nic {
+    let (attachment, switch) = match &nic.attachment {
+        NicAttachment::Disconnected => ("disconnected", None),
+        NicAttachment::User => ("user", None),
+        NicAttachment::Switch(name) => ("switch", Some(name.clone())),
+    };
+    Nic { id: nic.id, mac: nic.mac, model: nic.model, attachment: attachment.into(), switch }
+}
+
+fn blocked(machine: &Machine) -> Vec<VmBlocked> {
+    let refusal = |verb: VmVerb| match allowed(machine.name(), machine.state, verb) {
+        Ok(true) => None,
+        Ok(false) => Some(format!("'{}' is {} already", machine.name(), machine.state)),
+        Err(refusal) => Some(refusal.to_string()),
+    };
+    VERBS
+        .into_iter()
+        .filter_map(|verb| refusal(verb).map(|reason| VmBlocked { verb: verb.as_str().into(), reason }))
+        .collect()
+}
+
+/// A machine's checkpoints with the tree. Blocking: looks at file sizes.
+#[must_use]
+pub fn checkpoints(machine: &Machine) -> CheckpointList {
+    let tree = &machine.checkpoints;
+    let line = |line: backstay_model::TreeLine| {
+        let name = line.checkpoint.and_then(|id| tree.get(id)).map_or("Now".into(), |c| c.name.clone());
+        CheckpointLine { prefix: line.prefix, checkpoint: line.checkpoint, name }
+    };
+    CheckpointList {
+        items: tree.all().into_iter().map(|c| checkpoint(machine, c)).collect(),
+        now_parent: machine.now_parent(),
+        tree: tree.lines().into_iter().map(line).collect(),
+    }
+}
+
+fn checkpoint(machine: &Machine, checkpoint: &Checkpoint) -> CheckpointInfo {
+    let length = |path: &std::path::Path| std::fs::metadata(path).map(|m| m.len());
+    let mut problems = Vec::new();
+    let mut disks = Vec::new();
+    for disk in &checkpoint.disks {
+        let file_size = length(&disk.file).unwrap_or_else(|error| {
+            problems.push(format!("{} ({}): {error}", disk.file.display(), disk.slot));
+            0
+        });
+        disks.push(CheckpointDiskInfo { slot: disk.slot, file: disk.file.clone(), file_size });
+    }
+    let mut memory_bytes = 0;
+    if checkpoint.has_memory {
+        let memory = machine.layout.checkpoint_memory(checkpoint.id);
+        for file in [machine.layout.checkpoint_descriptor(checkpoint.id), memory.clone()] {
+            if let Err(error) = length(&file) {
+                problems.push(format!("{}: {error}", file.display()));
+            }
+        }
+        memory_bytes = length(&memory).unwrap_or(0);
+    }
+    CheckpointInfo {
+        id: checkpoint.id,
+        name: checkpoint.name.clone(),
+        notes: checkpoint.notes.clone(),
+        parent: checkpoint.parent,
+        created: Timestamp::from_millisecond(checkpoint.created_unix_ms).unwrap_or_default(),
+        has_memory: checkpoint.has_memory,
+        method: checkpoint.method,
+        memory_bytes,
+        disks,
+        problems,
+    }
+}

@@ -1,0 +1,176 @@
+//! Settings: `/etc/backstay/backstay.toml`, overridden by the environment. No secrets.
+
+use serde::Deserialize;
+use std::path::{Path, PathBuf};
+
+/// Where settings are read unless another file is named.
+pub const DEFAULT_CONFIG_FILE: &str = "/etc/backstay/backstay.toml";
+
+/// Everything the daemon has to be told.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// Virtual machines, disks, checkpoints and the database. `BACKSTAY_STATE_DIR`.
+    pub state_dir: PathBuf,
+    /// Sockets and run folders; on a file system in memory. `BACKSTAY_RUN_DIR`.
+    pub run_dir: PathBuf,
+    /// Where the API listens. `BACKSTAY_SOCKET`; `backstay.sock` in `run_dir` unless set.
+    pub socket: PathBuf,
+    /// The executable whose `worker` command runs one machine; the running one unless set. `BACKSTAY_WORKER`.
+    pub worker: Option<PathBuf>,
+    /// QEMU.
+    pub qemu: QemuConfig,
+}
+
+/// The `[qemu]` section.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct QemuConfig {
+    /// The executable; searched in PATH when it has no slash. `BACKSTAY_QEMU`.
+    pub executable: PathBuf,
+    /// The user that QEMU runs as; none: as the daemon.
+    pub user: Option<String>,
+}
+
+/// Settings that cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("the settings file {path} cannot be read")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The file breaks a rule: an unknown key, a wrong type.
+    #[error("the settings file {path} is wrong: correct or remove the line")]
+    Parse {
+        /// The file.
+        path: PathBuf,
+        /// Which key and where.
+        #[source]
+        source: Box<toml::de::Error>,
+    },
+    /// A path that is not absolute.
+    #[error("{key} is '{path}': give an absolute path")]
+    Relative {
+        /// The setting.
+        key: &'static str,
+        /// Its value.
+        path: PathBuf,
+    },
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct FileConfig {
+    state_dir: Option<PathBuf>,
+    run_dir: Option<PathBuf>,
+    socket: Option<PathBuf>,
+    worker: Option<PathBuf>,
+    #[serde(default)]
+    qemu: FileQemu,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct FileQemu {
+    executable: Option<PathBuf>,
+    user: Option<String>,
+}
+
+impl Config {
+    /// Settings of a daemon whose folders are `state_dir` and `run_dir`; everything else at its default.
+    #[must_use]
+    pub fn in_folders(state_dir: impl Into<PathBuf>, run_dir: impl Into<PathBuf>) -> Self {
+        let run_dir = run_dir.into();
+        Self {
+            state_dir: state_dir.into(),
+            socket: run_dir.join("backstay.sock"),
+            run_dir,
+            worker: None,
+            qemu: QemuConfig { executable: "qemu-system-x86_64".into(), user: None },
+        }
+    }
+
+    /// Reads `file`, or the default file if it exists, and then the environment.
+    ///
+    /// # Errors
+    /// [`ConfigError`].
+    pub fn load(file: Option<&Path>) -> Result<Self, ConfigError> {
+        let path = file.unwrap_or(Path::new(DEFAULT_CONFIG_FILE));
+        let text = match std::fs::read_to_string(path) {
+            Ok(text) => text,
+            Err(error) if file.is_none() && error.kind() == std::io::ErrorKind::NotFound => String::new(),
+            Err(source) => return Err(ConfigError::Read { path: path.into(), source }),
+        };
+        Self::from_text(&text, path, |key| std::env::var_os(key).map(PathBuf::from))
+    }
+
+    fn from_text(
+        text: &str,
+        path: &Path,
+        environment: impl Fn(&str) -> Option<PathBuf>,
+    ) -> Result<Self, ConfigError> {
+        let file: FileConfig = toml::from_str(text)
+            .map_err(|source| ConfigError::Parse { path: path.into(), source: Box::new(source) })?;
+        let pick = |key: &str, from_file: Option<PathBuf>| {
+            environment(key).filter(|value| !value.as_os_str().is_empty()).or(from_file)
+        };
+        let run_dir = pick("BACKSTAY_RUN_DIR", file.run_dir).unwrap_or_else(|| "/run/backstay".into());
+        let config = Self {
+            state_dir: pick("BACKSTAY_STATE_DIR", file.state_dir)
+                .unwrap_or_else(|| "/var/lib/backstay".into()),
+            socket: pick("BACKSTAY_SOCKET", file.socket).unwrap_or_else(|| run_dir.join("backstay.sock")),
+            run_dir,
+            worker: pick("BACKSTAY_WORKER", file.worker),
+            qemu: QemuConfig {
+                executable: pick("BACKSTAY_QEMU", file.qemu.executable)
+                    .unwrap_or_else(|| "qemu-system-x86_64".into()),
+                user: file.qemu.user,
+            },
+        };
+        for (key, path) in
+            [("state_dir", &config.state_dir), ("run_dir", &config.run_dir), ("socket", &config.socket)]
+        {
+            if !path.is_absolute() {
+                return Err(ConfigError::Relative { key, path: path.clone() });
+            }
+        }
+        Ok(config)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(text: &str, environment: &[(&str, &str)]) -> Result<Config, ConfigError> {
+        let path = Path::new("/etc/backstay/backstay.toml");
+        Config::from_text(text, path, |key| {
+            environment.iter().find(|(name, _)| *name == key).map(|(_, value)| PathBuf::from(value))
+        })
+    }
+
+    #[test]
+    fn the_environment_wins_over_the_file_and_the_file_over_defaults() {
+        let config = read(
+            "state_dir = '/srv/vms'\n[qemu]\nuser = 'qemu'\n",
+            &[("BACKSTAY_RUN_DIR", "/tmp/r"), ("BACKSTAY_STATE_DIR", "")],
+        )
+        .unwrap();
+        assert_eq!(config.state_dir, Path::new("/srv/vms"));
+        assert_eq!(config.socket, Path::new("/tmp/r/backstay.sock"));
+        assert_eq!(config.qemu.user.as_deref(), Some("qemu"));
+        assert_eq!(config.qemu.executable, Path::new("qemu-system-x86_64"));
+    }
+
+    #[test]
+    fn unknown_keys_and_relative_paths_are_refused_by_name() {
+        let error = read("stat_dir = '/x'", &[]).unwrap_err();
+        let cause = std::error::Error::source(&error).unwrap().to_string();
+        assert!(cause.contains("stat_dir") && cause.contains("state_dir"), "{cause}");
+        let error = read("run_dir = 'run'", &[]).unwrap_err();
+        assert_eq!(error.to_string(), "run_dir is 'run': give an absolute path");
+    }
+}

@@ -1,0 +1,112 @@
+//! What the daemon asks of the disk engine about files that no worker holds. Blocking.
+
+use crate::failure::Failure;
+use backstay_api::{DiskLayer, DiskType, ProblemCode};
+use backstay_disk::{
+    CreateError, DEFAULT_BLOCK_SIZE, Disk, DiskFormat, DiskOptions, Identity, LayerInfo, NewDisk, OpenError,
+    create_disk, fs,
+};
+use std::path::{Path, PathBuf};
+
+/// A chain as it was found.
+#[derive(Clone, Debug)]
+pub struct Chain {
+    /// Bytes the guest sees.
+    pub size: u64,
+    /// The files, the top first.
+    pub layers: Vec<DiskLayer>,
+    /// Blocks that the top file holds itself.
+    pub top_blocks: u32,
+    /// What was strange.
+    pub warnings: Vec<String>,
+}
+
+impl Chain {
+    /// The files, the top first.
+    #[must_use]
+    pub fn files(&self) -> Vec<PathBuf> {
+        self.layers.iter().map(|layer| layer.path.clone()).collect()
+    }
+}
+
+/// Opens a chain for reading, checks all its files, and closes it again.
+///
+/// # Errors
+/// `not-found`, `in-use`, `damaged`, `denied`.
+pub fn probe(path: &Path) -> Result<Chain, Failure> {
+    let options = DiskOptions { runtime_dir: DiskOptions::default_runtime_dir(), ..DiskOptions::read_only() };
+    let disk = Disk::open(path, options).map_err(open_failure)?;
+    let infos = disk.chain();
+    let warnings = disk.warnings().iter().map(ToString::to_string).collect();
+    let _ = disk.close();
+    Ok(Chain {
+        size: infos.first().map_or(0, |top| top.size),
+        top_blocks: infos.first().map_or(0, |top| top.allocated_blocks),
+        layers: infos.iter().map(layer).collect(),
+        warnings,
+    })
+}
+
+fn layer(info: &LayerInfo) -> DiskLayer {
+    DiskLayer {
+        path: info.path.clone(),
+        kind: info
+            .image
+            .as_ref()
+            .map_or_else(|| "raw".into(), |image| image.disk_type.to_string().to_lowercase()),
+        virtual_size: info.size,
+        file_size: std::fs::metadata(&info.path).map_or(0, |m| m.len()),
+    }
+}
+
+/// Makes a disk.
+///
+/// # Errors
+/// `exists`, `invalid`, `no-space`.
+pub fn create(path: &Path, size: u64, disk_type: DiskType) -> Result<(), Failure> {
+    let what = match disk_type {
+        DiskType::Fixed => NewDisk::Fixed { size },
+        DiskType::Dynamic => NewDisk::Dynamic { size, block_size: DEFAULT_BLOCK_SIZE },
+    };
+    create_disk(&fs::HostFs::shared(), path, &what, Identity::fresh()).map_err(create_failure)
+}
+
+/// Makes an empty differencing disk of `parent`, durably.
+///
+/// # Errors
+/// `exists`, `damaged`, `no-space`.
+pub fn create_child(parent: &Path, child: &Path) -> Result<(), Failure> {
+    let what = NewDisk::Differencing { parent: parent.into(), block_size: DEFAULT_BLOCK_SIZE };
+    create_disk(&fs::HostFs::shared(), child, &what, Identity::fresh()).map_err(create_failure)
+}
+
+fn open_failure(error: OpenError) -> Failure {
+    let (code, words) = match &error {
+        OpenError::NotFound { .. } => (ProblemCode::NotFound, "a disk is missing"),
+        OpenError::InUse { .. } => (ProblemCode::InUse, "a disk is in use"),
+        OpenError::Io { source, .. } if source.kind() == std::io::ErrorKind::PermissionDenied => {
+            (ProblemCode::Denied, "a disk may not be read")
+        }
+        _ => (ProblemCode::Damaged, "a disk cannot be used"),
+    };
+    Failure::because(code, words, error)
+}
+
+fn create_failure(error: CreateError) -> Failure {
+    let full = |source: &std::io::Error| source.kind() == std::io::ErrorKind::StorageFull;
+    let code = match &error {
+        CreateError::Exists { .. } => ProblemCode::Exists,
+        CreateError::NoSpace { .. } => ProblemCode::NoSpace,
+        CreateError::Io { source, .. } if full(source) => ProblemCode::NoSpace,
+        CreateError::Invalid { .. } | CreateError::RawParent { .. } => ProblemCode::Invalid,
+        CreateError::Parent { .. } => ProblemCode::Damaged,
+        _ => ProblemCode::Internal,
+    };
+    Failure::because(code, "a disk cannot be made", error)
+}
+
+/// Whether a file is a raw disk by its name, as the engine tells formats.
+#[must_use]
+pub fn is_raw_name(path: &Path) -> bool {
+    DiskFormat::of_name(path) == Some(DiskFormat::Raw)
+}

@@ -1,0 +1,230 @@
+//! What this host is and can do.
+
+use crate::config::QemuConfig;
+use crate::failure::{Failure, chain};
+use crate::inventory::blocking;
+use backstay_api::{HostInfo, ProblemCode};
+use backstay_model::{AccelPolicy, VirtualHardware};
+use backstay_qemu::accel::{self, Choice};
+use backstay_qemu::version::{self, Version};
+use jiff::Timestamp;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use tokio::sync::OnceCell;
+
+/// Facts that stay while the daemon runs are looked up once.
+#[derive(Debug)]
+pub struct Host {
+    qemu: PathBuf,
+    user: Option<(String, u32, u32)>,
+    probe_cache: PathBuf,
+    accel: OnceCell<accel::HostFacts>,
+    started: Timestamp,
+    boot_id: String,
+}
+
+impl Host {
+    /// Looks up QEMU's user; everything else when it is asked for.
+    ///
+    /// # Errors
+    /// `invalid` when the user does not exist.
+    pub fn new(qemu: &QemuConfig, state_dir: &Path) -> Result<Self, Failure> {
+        let user = match &qemu.user {
+            None => None,
+            Some(name) => {
+                let (uid, gid) = user_ids(name).ok_or_else(|| {
+                    Failure::invalid(format!("[qemu] user is '{name}': there is no such user on this host"))
+                })?;
+                Some((name.clone(), uid, gid))
+            }
+        };
+        let boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+        Ok(Self {
+            qemu: qemu.executable.clone(),
+            user,
+            probe_cache: state_dir.join("accelerator.json"),
+            accel: OnceCell::new(),
+            started: Timestamp::now(),
+            boot_id: boot_id.trim().into(),
+        })
+    }
+
+    /// QEMU's executable.
+    #[must_use]
+    pub fn qemu(&self) -> &Path {
+        &self.qemu
+    }
+
+    /// User and group that QEMU runs as.
+    #[must_use]
+    pub fn qemu_ids(&self) -> Option<(u32, u32)> {
+        self.user.as_ref().map(|(_, uid, gid)| (*uid, *gid))
+    }
+
+    /// Changes with every boot of the host.
+    #[must_use]
+    pub fn boot_id(&self) -> &str {
+        &self.boot_id
+    }
+
+    /// QEMU's version; asked each time, because packages are upgraded while the daemon runs.
+    ///
+    /// # Errors
+    /// `unavailable` when QEMU cannot be run.
+    pub async fn qemu_version(&self) -> Result<Version, Failure> {
+        let qemu = self.qemu.clone();
+        blocking(move || {
+            version::probe(&qemu)
+                .map_err(|error| Failure::because(ProblemCode::Unavailable, "QEMU cannot be used", error))
+        })
+        .await
+    }
+
+    /// The newest machine type of the QEMU here.
+    ///
+    /// # Errors
+    /// `unavailable` when QEMU cannot be run.
+    pub async fn default_machine_type(&self, hardware: VirtualHardware) -> Result<String, Failure> {
+        let version = self.qemu_version().await?;
+        let family = match hardware {
+            VirtualHardware::Gen1 => "pc-i440fx",
+            VirtualHardware::Gen2 => "pc-q35",
+        };
+        Ok(format!("{family}-{}.{}", version.major, version.minor))
+    }
+
+    /// The accelerator for `policy`.
+    ///
+    /// # Errors
+    /// `precondition` when KVM is demanded and does not work.
+    pub async fn accelerator(&self, policy: AccelPolicy) -> Result<Choice, Failure> {
+        let facts =
+            self.accel.get_or_init(|| async { accel::host_facts(&self.qemu, &self.probe_cache).await }).await;
+        accel::choose(policy, facts).map_err(|refusal| Failure::precondition(refusal.to_string()))
+    }
+
+    /// Whether QEMU may track writes of a running guest, and why (not).
+    #[must_use]
+    pub fn userfaultfd(&self) -> (bool, String) {
+        let ids = self
+            .qemu_ids()
+            .or_else(|| Some((rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw())));
+        let (uid, gid) = ids.unwrap_or((0, 0));
+        if uid == 0 {
+            return (true, "QEMU runs as root".into());
+        }
+        if std::fs::read_to_string("/proc/sys/vm/unprivileged_userfaultfd").is_ok_and(|t| t.trim() == "1") {
+            return (true, "vm.unprivileged_userfaultfd is 1".into());
+        }
+        match std::fs::metadata("/dev/userfaultfd") {
+            Ok(node) => {
+                let mode = node.mode();
+                let may = (node.uid() == uid && mode & 0o600 == 0o600)
+                    || (node.gid() == gid && mode & 0o060 == 0o060)
+                    || mode & 0o006 == 0o006;
+                if may {
+                    (true, "QEMU's user may open /dev/userfaultfd".into())
+                } else {
+                    (false, "QEMU's user may not open /dev/userfaultfd: give that file to its group".into())
+                }
+            }
+            Err(error) => (
+                false,
+                format!("/dev/userfaultfd cannot be used ({error}) and vm.unprivileged_userfaultfd is not 1"),
+            ),
+        }
+    }
+
+    /// Everything about this host. `active` is what is on: number of machines and their memory in bytes.
+    pub async fn info(&self, state_dir: &Path, run_dir: &Path, vms: u32, active: (u32, u64)) -> HostInfo {
+        let version = self.qemu_version().await;
+        let (accelerator, accelerator_reason) = match self.accelerator(AccelPolicy::Auto).await {
+            Ok(choice) => (choice.accel.as_str().to_owned(), choice.reason),
+            Err(failure) => ("none".to_owned(), failure.full_message()),
+        };
+        let (background_snapshot, background_snapshot_reason) = self.userfaultfd();
+        let (memory_bytes, memory_available_bytes) = memory();
+        let mut warnings = Vec::new();
+        if accelerator == "tcg" {
+            warnings.push(format!("machines run slowly: {accelerator_reason}"));
+        }
+        if !background_snapshot {
+            warnings
+                .push(format!("checkpoints pause running machines for longer: {background_snapshot_reason}"));
+        }
+        let qemu_reason = version.as_ref().err().map(Failure::full_message);
+        warnings.extend(qemu_reason.clone());
+        HostInfo {
+            name: rustix::system::uname().nodename().to_string_lossy().into_owned(),
+            version: env!("CARGO_PKG_VERSION").into(),
+            daemon_pid: std::process::id(),
+            daemon_started: self.started,
+            qemu: self.qemu.clone(),
+            qemu_version: version.ok().map(|v| v.to_string()),
+            qemu_reason,
+            accelerator,
+            accelerator_reason,
+            background_snapshot,
+            background_snapshot_reason,
+            cpus: std::thread::available_parallelism().map_or(0, |n| u32::try_from(n.get()).unwrap_or(0)),
+            memory_bytes,
+            memory_available_bytes,
+            memory_assigned_bytes: active.1,
+            state_dir: state_dir.into(),
+            run_dir: run_dir.into(),
+            state_dir_free_bytes: rustix::fs::statvfs(state_dir).map_or(0, |s| s.f_bavail * s.f_frsize),
+            vms,
+            vms_active: active.0,
+            warnings,
+        }
+    }
+}
+
+/// Total and available memory in bytes.
+fn memory() -> (u64, u64) {
+    let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_else(|error| {
+        tracing::warn!(error = chain(&error), "/proc/meminfo cannot be read");
+        String::new()
+    });
+    let field = |name: &str| {
+        let line = text.lines().find_map(|line| line.strip_prefix(name))?;
+        line.split_ascii_whitespace().next()?.parse::<u64>().ok()
+    };
+    (field("MemTotal:").unwrap_or(0) << 10, field("MemAvailable:").unwrap_or(0) << 10)
+}
+
+/// User and group id of a local user, by name or number.
+fn user_ids(name: &str) -> Option<(u32, u32)> {
+    passwd(|fields| fields.first() == Some(&name) || fields.get(2) == Some(&name))
+        .and_then(|fields| Some((fields.get(2)?.parse().ok()?, fields.get(3)?.parse().ok()?)))
+}
+
+/// The name of a local user; the number where there is none.
+#[must_use]
+pub fn user_name(uid: u32) -> String {
+    let number = uid.to_string();
+    passwd(|fields| fields.get(2) == Some(&number.as_str()))
+        .and_then(|fields| fields.first().cloned())
+        .unwrap_or_else(|| format!("uid {uid}"))
+}
+
+fn passwd(wanted: impl Fn(&[&str]) -> bool) -> Option<Vec<String>> {
+    let text = std::fs::read_to_string("/etc/passwd").ok()?;
+    text.lines()
+        .map(|line| line.split(':').collect::<Vec<_>>())
+        .find(|fields| wanted(fields))
+        .map(|fields| fields.into_iter().map(str::to_owned).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn local_users_have_names_and_numbers() {
+        assert_eq!(user_name(0), "root");
+        assert_eq!(user_ids("root"), Some((0, 0)));
+        assert_eq!(user_name(4_000_000_000), "uid 4000000000");
+        assert_eq!(user_ids("no such user"), None);
+    }
+}

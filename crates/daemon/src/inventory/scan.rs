@@ -1,0 +1,145 @@
+//! Reading machines from folders. Blocking: called from threads that may wait.
+
+use super::machine::{Machine, generation_of, relocate};
+use crate::failure::chain;
+use crate::layout::Layout;
+use backstay_hyperv::VmConfig;
+use backstay_model::{Checkpoint, CheckpointTree, VmId, VmState};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// Configurations are some tens of KiB; the parser refuses more than this.
+const MAX_CONFIG_LEN: u64 = 16 << 20;
+
+/// What was found in a folder.
+#[derive(Debug, Default)]
+pub struct Found {
+    /// Machines that can be read.
+    pub machines: Vec<Machine>,
+    /// Configurations that cannot: path and reason.
+    pub unreadable: Vec<(PathBuf, String)>,
+}
+
+/// Reads one configuration file.
+///
+/// # Errors
+/// In words, without the path.
+pub fn read_config(file: &Path) -> Result<VmConfig, String> {
+    let length = std::fs::metadata(file).map_err(|e| e.to_string())?.len();
+    if length > MAX_CONFIG_LEN {
+        return Err(format!("it has {length} bytes: a configuration has some ten thousand"));
+    }
+    let bytes = std::fs::read(file).map_err(|e| e.to_string())?;
+    VmConfig::parse(&bytes).map_err(|error| chain(&error))
+}
+
+/// Every machine below `Virtual Machines` of a folder. A folder without it has none.
+///
+/// # Errors
+/// The folder cannot be listed.
+pub fn scan(layout: &Layout) -> io::Result<Found> {
+    let mut found = Found::default();
+    for file in xml_files(&layout.machines())? {
+        match read_machine(layout, &file) {
+            Ok(machine) => found.machines.push(machine),
+            Err(reason) => found.unreadable.push((file, reason)),
+        }
+    }
+    Ok(found)
+}
+
+/// The `.xml` files of a folder in name order; a missing folder has none.
+fn xml_files(folder: &Path) -> io::Result<Vec<PathBuf>> {
+    let entries = match std::fs::read_dir(folder) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(error),
+    };
+    let mut files = Vec::new();
+    for entry in entries {
+        let path = entry?.path();
+        let hidden = path.file_name().is_some_and(|n| n.to_string_lossy().starts_with('.'));
+        let is_xml = path.extension().is_some_and(|e| e.eq_ignore_ascii_case("xml"));
+        if is_xml && !hidden && path.is_file() {
+            files.push(path);
+        }
+    }
+    files.sort();
+    Ok(files)
+}
+
+/// Reads one machine with its checkpoints; it is off as far as the folder tells.
+///
+/// # Errors
+/// In words, without the path.
+pub fn read_machine(layout: &Layout, file: &Path) -> Result<Machine, String> {
+    let mut config = read_config(file)?;
+    let id = config.id().ok_or("it names no machine GUID (properties/global_id)")?;
+    let mut warnings = relocate(&mut config, layout);
+    let (tree, problems) = read_checkpoints(layout, id, &config);
+    warnings.extend(problems);
+    Ok(assemble(layout, file, config, tree, warnings))
+}
+
+/// Puts a machine together.
+pub fn assemble(
+    layout: &Layout,
+    file: &Path,
+    config: VmConfig,
+    tree: CheckpointTree,
+    mut warnings: Vec<String>,
+) -> Machine {
+    let (spec, told) = config.spec();
+    warnings.extend(told.iter().map(|w| chain(w)));
+    for step in config.kept_layers() {
+        warnings.push(format!(
+            "{} continues on {} after a checkpoint that failed: the two files are to be merged",
+            step.slot,
+            step.to.display()
+        ));
+    }
+    Machine {
+        id: spec.id,
+        layout: layout.clone(),
+        config_file: file.into(),
+        generation: generation_of(&config),
+        config: Arc::new(config),
+        spec: Arc::new(spec),
+        warnings: Arc::new(warnings),
+        checkpoints: Arc::new(tree),
+        state: VmState::Off,
+        reason: None,
+        run: None,
+    }
+}
+
+/// The checkpoints of `vm` in a folder, and what is wrong with some.
+pub fn read_checkpoints(layout: &Layout, vm: VmId, config: &VmConfig) -> (CheckpointTree, Vec<String>) {
+    let mut problems = Vec::new();
+    let files = xml_files(&layout.snapshots()).unwrap_or_else(|error| {
+        problems.push(format!("{} cannot be listed: {error}", layout.snapshots().display()));
+        Vec::new()
+    });
+    let pending = config.pending().map(|p| p.checkpoint);
+    let mut checkpoints: Vec<Checkpoint> = Vec::new();
+    for file in files {
+        match read_config(&file) {
+            Ok(mut config) if config.id() == Some(vm) => {
+                relocate(&mut config, layout);
+                // A checkpoint that is still pending is not one yet.
+                checkpoints.extend(config.checkpoint().filter(|c| Some(c.id) != pending));
+            }
+            Ok(_) => {}
+            // Whose it is cannot be told; it is shown with the folder, once, by the scan of unreadable files.
+            Err(reason) => problems.push(format!("{} cannot be read: {reason}", file.display())),
+        }
+    }
+    match CheckpointTree::new(checkpoints, config.now_parent()) {
+        Ok(tree) => (tree, problems),
+        Err(error) => {
+            problems.push(format!("the checkpoints do not form a tree: {error}"));
+            (CheckpointTree::default(), problems)
+        }
+    }
+}

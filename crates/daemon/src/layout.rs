@@ -1,0 +1,197 @@
+//! Hyper-V's folder layout: what is where below a folder that holds virtual machines.
+
+use backstay_model::{CheckpointId, VmId, VmName};
+use std::path::{Path, PathBuf};
+use uuid::Uuid;
+
+/// Folder with the configurations.
+const MACHINES: &str = "Virtual Machines";
+/// Folder with new disks.
+const DISKS: &str = "Virtual Hard Disks";
+/// Folder with checkpoints.
+const SNAPSHOTS: &str = "Snapshots";
+
+/// A folder in Hyper-V's layout.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Layout {
+    root: PathBuf,
+}
+
+impl Layout {
+    /// The layout below `root`.
+    #[must_use]
+    pub fn new(root: impl Into<PathBuf>) -> Self {
+        Self { root: root.into() }
+    }
+
+    /// The layout that the configuration file `file` belongs to: the folder above `Virtual Machines`.
+    #[must_use]
+    pub fn of_config(file: &Path) -> Option<Self> {
+        let folder = file.parent()?;
+        let is_machines = folder.file_name()?.to_str()?.eq_ignore_ascii_case(MACHINES);
+        if is_machines { Some(Self::new(folder.parent()?)) } else { None }
+    }
+
+    /// The folder itself.
+    #[must_use]
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// `Virtual Machines`.
+    #[must_use]
+    pub fn machines(&self) -> PathBuf {
+        self.root.join(MACHINES)
+    }
+
+    /// `Virtual Hard Disks`.
+    #[must_use]
+    pub fn disks(&self) -> PathBuf {
+        self.root.join(DISKS)
+    }
+
+    /// `Snapshots`.
+    #[must_use]
+    pub fn snapshots(&self) -> PathBuf {
+        self.root.join(SNAPSHOTS)
+    }
+
+    /// A machine's configuration.
+    #[must_use]
+    pub fn vm_config(&self, vm: VmId) -> PathBuf {
+        self.machines().join(format!("{vm}.xml"))
+    }
+
+    /// A machine's folder for its saved state.
+    #[must_use]
+    pub fn vm_folder(&self, vm: VmId) -> PathBuf {
+        self.machines().join(vm.to_string())
+    }
+
+    /// The configuration as it was at a checkpoint.
+    #[must_use]
+    pub fn checkpoint_config(&self, checkpoint: CheckpointId) -> PathBuf {
+        self.snapshots().join(format!("{checkpoint}.xml"))
+    }
+
+    /// A checkpoint's folder for its memory.
+    #[must_use]
+    pub fn checkpoint_folder(&self, checkpoint: CheckpointId) -> PathBuf {
+        self.snapshots().join(checkpoint.to_string())
+    }
+
+    /// A checkpoint's memory stream.
+    #[must_use]
+    pub fn checkpoint_memory(&self, checkpoint: CheckpointId) -> PathBuf {
+        self.checkpoint_folder(checkpoint).join(format!("{checkpoint}.bin"))
+    }
+
+    /// What it takes to load the stream.
+    #[must_use]
+    pub fn checkpoint_descriptor(&self, checkpoint: CheckpointId) -> PathBuf {
+        self.checkpoint_folder(checkpoint).join(format!("{checkpoint}.vsv"))
+    }
+
+    /// A machine's folder for differencing disks.
+    #[must_use]
+    pub fn layers(&self, vm: VmId) -> PathBuf {
+        self.snapshots().join(vm.to_string())
+    }
+
+    /// The name of a new differencing disk above `below`: `NAME_<GUID>.avhd`, where NAME is that of the first disk.
+    #[must_use]
+    pub fn new_layer(&self, vm: VmId, below: &Path, guid: Uuid) -> PathBuf {
+        let stem = below.file_stem().map_or_else(|| "disk".into(), |s| s.to_string_lossy().into_owned());
+        let name = match stem.rsplit_once('_') {
+            Some((name, tail)) if is_layer(below) && Uuid::try_parse(tail).is_ok() => name,
+            _ => stem.as_str(),
+        };
+        // 200 bytes leave room below NAME_MAX (255) for a GUID and an extension.
+        let mut end = name.len().min(200);
+        while !name.is_char_boundary(end) {
+            end -= 1;
+        }
+        let extension = if has_extension(below, &["vhdx", "avhdx"]) { "avhdx" } else { "avhd" };
+        self.layers(vm).join(format!("{}_{:X}.{extension}", &name[..end], guid.hyphenated()))
+    }
+
+    /// A free name for a new disk of a machine: `NAME.vhd`, `NAME-1.vhd` …
+    #[must_use]
+    pub fn new_disk(&self, name: &VmName, taken: impl Fn(&Path) -> bool) -> PathBuf {
+        let stem = name.file_stem();
+        let folder = self.disks();
+        (0u32..)
+            .map(|n| if n == 0 { format!("{stem}.vhd") } else { format!("{stem}-{n}.vhd") })
+            .map(|file| folder.join(file))
+            .find(|path| !taken(path))
+            .unwrap_or_else(|| folder.join(format!("{stem}.vhd")))
+    }
+
+    /// Looks below this folder for a file whose recorded path `old` does not exist: the longest tail of the old path
+    /// that exists here. Both kinds of slashes separate.
+    #[must_use]
+    pub fn relocate(&self, old: &Path) -> Option<PathBuf> {
+        let text = old.to_string_lossy();
+        let parts: Vec<&str> =
+            text.split(['/', '\\']).filter(|p| !p.is_empty() && *p != "." && *p != "..").collect();
+        (1..=parts.len().min(4))
+            .rev()
+            .filter_map(|count| {
+                let tail: PathBuf = parts.get(parts.len() - count..)?.iter().collect();
+                let candidate = self.root.join(tail);
+                candidate.is_file().then_some(candidate)
+            })
+            .next()
+            .or_else(|| {
+                let name = parts.last()?;
+                [self.disks(), self.machines()].into_iter().map(|f| f.join(name)).find(|p| p.is_file())
+            })
+    }
+}
+
+/// Whether the file is a layer that a checkpoint made.
+#[must_use]
+pub fn is_layer(file: &Path) -> bool {
+    has_extension(file, &["avhd", "avhdx"])
+}
+
+fn has_extension(file: &Path, wanted: &[&str]) -> bool {
+    file.extension()
+        .and_then(|e| e.to_str())
+        .is_some_and(|e| wanted.iter().any(|wanted| e.eq_ignore_ascii_case(wanted)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn layers_keep_the_first_disks_name() {
+        let layout = Layout::new("/v");
+        let vm = VmId(Uuid::from_u128(1));
+        let first = layout.new_layer(vm, Path::new("/d/my_disk.vhd"), Uuid::from_u128(2));
+        assert_eq!(
+            first,
+            Path::new(
+                "/v/Snapshots/00000000-0000-0000-0000-000000000001/my_disk_00000000-0000-0000-0000-000000000002.avhd"
+            )
+        );
+        let second = layout.new_layer(vm, &first, Uuid::from_u128(3));
+        assert!(second.ends_with("my_disk_00000000-0000-0000-0000-000000000003.avhd"), "{second:?}");
+        let long = format!("/d/{}.vhd", "ж".repeat(120));
+        let layer = layout.new_layer(vm, Path::new(&long), Uuid::from_u128(4));
+        assert!(layer.file_name().unwrap().len() <= 255);
+    }
+
+    #[test]
+    fn a_moved_file_is_found_by_the_longest_tail() {
+        let folder = tempfile::tempdir().unwrap();
+        let layout = Layout::new(folder.path());
+        std::fs::create_dir_all(layout.disks()).unwrap();
+        std::fs::write(layout.disks().join("a.vhd"), b"x").unwrap();
+        std::fs::write(folder.path().join("a.vhd"), b"y").unwrap();
+        let windows = Path::new("D:\\VMs\\web\\Virtual Hard Disks\\a.vhd");
+        assert_eq!(layout.relocate(windows), Some(layout.disks().join("a.vhd")));
+        assert_eq!(layout.relocate(Path::new("/gone/b.vhd")), None);
+    }
+}

@@ -1,0 +1,359 @@
+//! The task engine: everything that changes something runs here, in a task of its own that goes on whether or not
+//! anybody waits for it, and holds what it works on so that nothing else does.
+
+mod context;
+mod holds;
+
+pub use context::{TaskContext, cancelled};
+pub use holds::{Hold, Holds};
+
+use crate::failure::{Failure, chain};
+use crate::store::{Idempotency, Store, StoreError, StoredTask};
+use backstay_api::{ObjectKind, ObjectRef, ProblemCode, Task, TaskState};
+use backstay_model::{TaskId, VmId};
+use jiff::Timestamp;
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::panic::AssertUnwindSafe;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+use tokio::sync::watch;
+use uuid::Uuid;
+
+/// Who asks, and how.
+#[derive(Clone, Debug)]
+pub struct Caller {
+    /// A user's name, or `backstay`.
+    pub who: String,
+    /// Key and text of the call, when it may be repeated.
+    pub idempotency: Option<(String, String)>,
+}
+
+impl Caller {
+    /// What happens by itself.
+    #[must_use]
+    pub fn backstay() -> Self {
+        Self { who: "backstay".into(), idempotency: None }
+    }
+}
+
+/// What a new task is.
+#[derive(Clone, Debug)]
+pub struct TaskSpec {
+    /// `vm.start`, `checkpoint.create` …
+    pub operation: &'static str,
+    /// What it works on.
+    pub object: ObjectRef,
+    /// What nothing else may work on meanwhile.
+    pub holds: Vec<Hold>,
+    /// Whether cancelling is possible from the start.
+    pub cancellable: bool,
+    /// Whether an urgent operation on the same thing may cancel it.
+    pub yields: bool,
+}
+
+/// How one running task is watched and cancelled.
+#[derive(Debug)]
+struct Running {
+    record: watch::Sender<Task>,
+    cancel: watch::Sender<bool>,
+    yields: bool,
+}
+
+/// The task engine.
+#[derive(Debug)]
+pub struct TaskEngine {
+    store: Store,
+    running: Mutex<BTreeMap<TaskId, Arc<Running>>>,
+    holds: Holds,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The problem of a database that does not take a record.
+#[must_use]
+pub fn store_failure(error: StoreError) -> Failure {
+    Failure::because(ProblemCode::Unavailable, "the daemon's database cannot be used", error)
+}
+
+impl TaskEngine {
+    /// An engine without tasks.
+    #[must_use]
+    pub fn new(store: Store) -> Arc<Self> {
+        Arc::new(Self { store, running: Mutex::new(BTreeMap::new()), holds: Holds::default() })
+    }
+
+    /// Accepts a task and lets it run. The task is on disk when this returns.
+    ///
+    /// # Errors
+    /// `busy` when something else holds the same thing; the message names that task.
+    pub async fn start<F, Fut>(
+        self: &Arc<Self>,
+        spec: TaskSpec,
+        caller: &Caller,
+        work: F,
+    ) -> Result<Task, Failure>
+    where
+        F: FnOnce(TaskContext) -> Fut + Send + 'static,
+        Fut: Future<Output = Result<Option<serde_json::Value>, Failure>> + Send + 'static,
+    {
+        let id = TaskId(Uuid::new_v4());
+        let held = self.holds.take(id, spec.operation, &spec.holds)?;
+        let task = Task {
+            id,
+            operation: spec.operation.into(),
+            object: spec.object,
+            state: TaskState::Running,
+            progress: 0,
+            message: String::new(),
+            cancellable: spec.cancellable,
+            who: caller.who.clone(),
+            created: Timestamp::now(),
+            finished: None,
+            error: None,
+            result: None,
+            warnings: Vec::new(),
+            revision: 1,
+        };
+        let vm = vm_of(&task);
+        let idempotency = caller.idempotency.clone().map(|(key, request)| Idempotency { key, request });
+        self.store.insert_task(&task, vm, idempotency).await.map_err(store_failure)?;
+        self.spawn(task.clone(), held, spec.yields, work);
+        Ok(task)
+    }
+
+    /// Takes up a task of a former daemon under its old id.
+    ///
+    /// # Errors
+    /// `busy`, as [`TaskEngine::start`].
+    pub fn resume<F, Fut>(
+        self: &Arc<Self>,
+        stored: StoredTask,
+        holds: &[Hold],
+        work: F,
+    ) -> Result<(), Failure>
+    where
+        F: FnOnce(TaskContext) -> Fut + Send + 'static,
+        Fut: Future<Output = Result<Option<serde_json::Value>, Failure>> + Send + 'static,
+    {
+        let held = self.holds.take(stored.task.id, "recovery", holds)?;
+        self.spawn(stored.task, held, false, work);
+        Ok(())
+    }
+
+    /// Ends a task of a former daemon that cannot be taken up.
+    pub async fn interrupt(&self, mut task: Task, detail: &str) {
+        let failure = Failure::new(ProblemCode::Interrupted, detail);
+        task.error = Some(failure.to_problem());
+        task.state = TaskState::Failed;
+        task.cancellable = false;
+        task.finished = Some(Timestamp::now());
+        task.revision += 1;
+        if let Err(error) = self.store.update_task(&task).await {
+            tracing::error!(task = %task.id, error = chain(&error), "the end of a task could not be written");
+        }
+    }
+
+    fn spawn<F, Fut>(self: &Arc<Self>, task: Task, held: holds::Held, yields: bool, work: F)
+    where
+        F: FnOnce(TaskContext) -> Fut + Send + 'static,
+        Fut: Future<Output = Result<Option<serde_json::Value>, Failure>> + Send + 'static,
+    {
+        let id = task.id;
+        let running =
+            Arc::new(Running { record: watch::Sender::new(task), cancel: watch::Sender::new(false), yields });
+        lock(&self.running).insert(id, Arc::clone(&running));
+        let engine = Arc::clone(self);
+        tokio::spawn(async move {
+            let context = TaskContext::new(Arc::clone(&running), engine.store.clone());
+            // A panic is a fault of ours; it must not leave the machine held for ever.
+            let inner = tokio::spawn(AssertUnwindSafe(work(context)).0);
+            let outcome = match inner.await {
+                Ok(outcome) => outcome,
+                Err(error) => Err(Failure::because(
+                    ProblemCode::Internal,
+                    "the operation ended by a fault of Backstay: see the daemon's log",
+                    error,
+                )),
+            };
+            engine.finish(&running, outcome, held).await;
+        });
+    }
+
+    async fn finish(
+        &self,
+        running: &Running,
+        outcome: Result<Option<serde_json::Value>, Failure>,
+        held: holds::Held,
+    ) {
+        let mut task = running.record.borrow().clone();
+        task.finished = Some(Timestamp::now());
+        task.cancellable = false;
+        task.revision += 1;
+        match outcome {
+            Ok(result) => {
+                task.state = TaskState::Succeeded;
+                task.progress = 100;
+                task.result = result;
+            }
+            Err(failure) => {
+                let cancelled = failure.code() == ProblemCode::Cancelled;
+                task.state = if cancelled { TaskState::Cancelled } else { TaskState::Failed };
+                task.error = Some(failure.to_problem());
+                tracing::warn!(task = %task.id, operation = task.operation, vm = task.object.name,
+                    error = failure.full_message(), "task failed");
+            }
+        }
+        if let Err(error) = self.store.update_task(&task).await {
+            tracing::error!(task = %task.id, error = chain(&error), "the end of a task could not be written");
+        }
+        // Whoever sees the end may start the next operation at once: let go first.
+        drop(held);
+        lock(&self.running).remove(&task.id);
+        running.record.send_replace(task);
+    }
+
+    /// The task that came from the same call before.
+    ///
+    /// # Errors
+    /// `invalid` when the key belongs to another call.
+    pub async fn repeated(&self, caller: &Caller) -> Result<Option<Task>, Failure> {
+        let Some((key, request)) = &caller.idempotency else { return Ok(None) };
+        match self.store.task_by_key(key.clone()).await.map_err(store_failure)? {
+            None => Ok(None),
+            Some((task, former)) if former == *request => Ok(Some(self.live(task.id).unwrap_or(task))),
+            Some(_) => Err(Failure::invalid(format!(
+                "the Idempotency-Key '{key}' was used for another call: choose a new one"
+            ))),
+        }
+    }
+
+    fn live(&self, id: TaskId) -> Option<Task> {
+        lock(&self.running).get(&id).map(|running| running.record.borrow().clone())
+    }
+
+    /// One task.
+    ///
+    /// # Errors
+    /// `not-found`.
+    pub async fn get(&self, id: TaskId) -> Result<Task, Failure> {
+        if let Some(task) = self.live(id) {
+            return Ok(task);
+        }
+        let stored = self.store.task(id).await.map_err(store_failure)?;
+        stored.ok_or_else(|| Failure::not_found(format!("there is no task {id}: old ones are forgotten")))
+    }
+
+    /// Tasks, newest first.
+    ///
+    /// # Errors
+    /// The database.
+    pub async fn list(&self, vm: Option<VmId>, active: bool, limit: u32) -> Result<Vec<Task>, Failure> {
+        let mut tasks = self.store.tasks(vm, active, limit).await.map_err(store_failure)?;
+        for task in &mut tasks {
+            if let Some(live) = self.live(task.id) {
+                *task = live;
+            }
+        }
+        Ok(tasks)
+    }
+
+    /// Waits until a task's revision is above `after`, or it is final, or `patience` has passed.
+    ///
+    /// # Errors
+    /// `not-found`.
+    pub async fn wait(&self, id: TaskId, after: u64, patience: Duration) -> Result<Task, Failure> {
+        let watched = lock(&self.running).get(&id).map(|running| running.record.subscribe());
+        let Some(mut watched) = watched else { return self.get(id).await };
+        let changed = watched.wait_for(|task| task.revision > after || task.state.is_final());
+        let seen = match tokio::time::timeout(patience, changed).await {
+            Ok(Ok(task)) => Some(task.clone()),
+            _ => None,
+        };
+        match seen {
+            Some(task) => Ok(task),
+            None => self.get(id).await,
+        }
+    }
+
+    /// Asks a task to stop.
+    ///
+    /// # Errors
+    /// `not-found`; `precondition` when it has ended or cannot be cancelled.
+    pub async fn cancel(&self, id: TaskId) -> Result<Task, Failure> {
+        let running = lock(&self.running).get(&id).cloned();
+        let Some(running) = running else {
+            let task = self.get(id).await?;
+            return Err(Failure::precondition(format!(
+                "task {id} has ended ({}): there is nothing to cancel",
+                task.state.as_str()
+            )));
+        };
+        let accepted = running.record.send_if_modified(|task| {
+            if task.state == TaskState::Running && task.cancellable {
+                task.state = TaskState::Cancelling;
+                task.revision += 1;
+                return true;
+            }
+            false
+        });
+        let task = running.record.borrow().clone();
+        if !accepted && task.state != TaskState::Cancelling {
+            return Err(Failure::precondition(format!(
+                "task {id} ({}) cannot be cancelled at this point: wait for its end",
+                task.operation
+            )));
+        }
+        running.cancel.send_replace(true);
+        Ok(task)
+    }
+
+    /// Cancels tasks on `vm` that yield to urgent operations, and waits for their end.
+    pub async fn preempt(&self, vm: VmId) {
+        let yielding: Vec<_> = lock(&self.running)
+            .values()
+            .filter(|r| r.yields && vm_of(&r.record.borrow()) == Some(vm))
+            .cloned()
+            .collect();
+        for running in yielding {
+            let id = running.record.borrow().id;
+            if self.cancel(id).await.is_ok() {
+                let _ = self.wait(id, u64::MAX, Duration::from_secs(10)).await;
+            }
+        }
+    }
+
+    /// The task that works on `vm` now.
+    #[must_use]
+    pub fn working_on(&self, vm: VmId) -> Option<TaskId> {
+        self.holds.holder(&Hold::Vm(vm))
+    }
+
+    /// Waits for the running tasks, at most for `patience`.
+    pub async fn drain(&self, patience: Duration) {
+        let ids: Vec<_> = lock(&self.running).keys().copied().collect();
+        let all = async {
+            for id in ids {
+                let _ = self.wait(id, u64::MAX, patience).await;
+            }
+        };
+        let _ = tokio::time::timeout(patience, all).await;
+    }
+
+    /// Tasks that a former daemon did not finish.
+    ///
+    /// # Errors
+    /// The database.
+    pub async fn unfinished(&self) -> Result<Vec<StoredTask>, Failure> {
+        self.store.unfinished_tasks().await.map_err(store_failure)
+    }
+}
+
+fn vm_of(task: &Task) -> Option<VmId> {
+    if task.object.kind == ObjectKind::Vm { task.object.id.map(VmId) } else { None }
+}
+
+#[cfg(test)]
+mod tests;

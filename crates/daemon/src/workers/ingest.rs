@@ -1,0 +1,150 @@
+//! Taking over what workers tell: states into the inventory, events into the history.
+
+use crate::app::App;
+use crate::events::Happening;
+use crate::failure::chain;
+use backstay_api::RunInfo;
+use backstay_model::{VmId, VmState};
+use backstay_worker::client::WorkerClient;
+use backstay_worker::control::{CheckpointOutcome, EventFrame, Reply, Request, WorkerEvent, WorkerStatus};
+use jiff::Timestamp;
+use std::sync::Arc;
+use std::time::Duration;
+
+const QUICK: Duration = Duration::from_secs(10);
+
+/// The last event of its worker that is in the history.
+pub(super) async fn cursor(app: &App, vm: VmId) -> u64 {
+    match app.store.runtime(vm).await {
+        Ok(known) => known.map_or(0, |(last, _)| last),
+        Err(error) => {
+            tracing::error!(%vm, error = chain(&error), "the history cannot be read");
+            0
+        }
+    }
+}
+
+/// Asks a worker how its machine is, and takes that over.
+pub(super) async fn status(app: &Arc<App>, vm: VmId, client: &WorkerClient) -> Option<Box<WorkerStatus>> {
+    let pid = match client.call(Request::Hello, QUICK).await {
+        Ok(Reply::Hello { pid, .. }) => pid,
+        _ => return None,
+    };
+    let status = match client.call(Request::Status, QUICK).await {
+        Ok(Reply::Status(status)) => status,
+        other => {
+            tracing::warn!(%vm, ?other, "the worker does not tell its status");
+            return None;
+        }
+    };
+    if status.state.is_active() {
+        app.inventory.set_state(vm, status.state, status.reason.clone());
+    }
+    app.inventory.set_run(vm, Some(run_info(&status, pid)));
+    Some(status)
+}
+
+fn run_info(status: &WorkerStatus, worker_pid: u32) -> RunInfo {
+    RunInfo {
+        worker_pid,
+        qemu_pid: status.qemu_pid,
+        qemu_version: status.qemu_version.clone(),
+        accelerator: status.accelerator.clone(),
+        accelerator_reason: status.accelerator_reason.clone(),
+        started: Timestamp::from_millisecond(status.started_unix_ms).unwrap_or_default(),
+        console_socket: status.console_socket.clone(),
+        vnc_socket: status.vnc_socket.clone(),
+    }
+}
+
+/// What a worker's event is in the history.
+struct Told {
+    kind: &'static str,
+    reason: String,
+    before: Option<String>,
+    after: Option<String>,
+}
+
+impl Told {
+    fn new(kind: &'static str, reason: impl Into<String>) -> Self {
+        Self { kind, reason: reason.into(), before: None, after: None }
+    }
+}
+
+/// Takes one event over. The machine's end goes to `ending`: it counts when the worker has gone, because only then can
+/// it be started again.
+pub(super) async fn event(
+    app: &Arc<App>,
+    vm: VmId,
+    frame: EventFrame,
+    ending: &mut (VmState, Option<String>),
+) {
+    if frame.seq <= cursor(app, vm).await {
+        return;
+    }
+    let mut refresh = false;
+    let told = match frame.event {
+        WorkerEvent::State { from, to, reason } => {
+            if to.is_active() {
+                app.inventory.set_state(vm, to, None);
+                refresh = to == VmState::Running || to == VmState::Paused;
+            } else {
+                *ending = (to, (to == VmState::Failed).then(|| reason.clone()));
+            }
+            Told {
+                before: Some(from.to_string()),
+                after: Some(to.to_string()),
+                ..Told::new("vm.state", reason)
+            }
+        }
+        WorkerEvent::QemuDied { reason, log, action } => {
+            let log =
+                if log.is_empty() { String::new() } else { format!("; its last words: {}", log.join(" | ")) };
+            Told { after: Some(action), ..Told::new("vm.qemu-died", format!("{reason}{log}")) }
+        }
+        WorkerEvent::Adopted { qemu_pid, gap_ms } => {
+            let gap = gap_ms.map_or(String::new(), |ms| format!("; its disks were not served for {ms} ms"));
+            Told::new("worker.adopted", format!("QEMU (process {qemu_pid}) was taken over{gap}"))
+        }
+        WorkerEvent::StorageStalled { slot, reason } => {
+            app.inventory.set_state(vm, VmState::PausedCritical, Some(format!("{slot}: {reason}")));
+            Told::new("disk.stalled", format!("{slot}: {reason}"))
+        }
+        WorkerEvent::StorageRecovered => Told::new("disk.recovered", "the guest runs again"),
+        WorkerEvent::CheckpointFinished { checkpoint, outcome } => Told {
+            after: Some(checkpoint.to_string()),
+            ..Told::new("checkpoint.memory", outcome_words(&outcome))
+        },
+        WorkerEvent::Warning { message } => Told::new("vm.warning", message),
+    };
+    let who = app.who_works_on(vm).await.unwrap_or_else(|| {
+        let guest = told.reason.starts_with("guest");
+        if guest { "guest".into() } else { "backstay".into() }
+    });
+    let what =
+        Happening { kind: told.kind, who: &who, reason: told.reason, before: told.before, after: told.after };
+    app.events.vm_from_worker(vm, &app.name_of(vm), what, frame.at_unix_ms, frame.seq).await;
+    if refresh {
+        refresh_run(app, vm).await;
+    }
+}
+
+/// QEMU's process and accelerator are known once it runs.
+async fn refresh_run(app: &Arc<App>, vm: VmId) {
+    let client = app.workers.table().get(&vm).and_then(|c| c.borrow().clone());
+    let Some(client) = client else { return };
+    let Ok(Reply::Status(status)) = client.call(Request::Status, QUICK).await else { return };
+    let pid = app.inventory.get(vm).ok().and_then(|m| m.run).map_or(0, |r| r.worker_pid);
+    app.inventory.set_run(vm, Some(run_info(&status, pid)));
+}
+
+fn outcome_words(outcome: &CheckpointOutcome) -> String {
+    match outcome {
+        CheckpointOutcome::Unknown => "unknown".into(),
+        CheckpointOutcome::Writing { .. } => "memory is being written".into(),
+        CheckpointOutcome::Complete { pause_us, total_us, memory_bytes, .. } => {
+            format!("complete: paused for {pause_us} µs, {memory_bytes} bytes of memory in {total_us} µs")
+        }
+        CheckpointOutcome::Failed { message, .. } => format!("failed: {message}"),
+    }
+}

@@ -1,0 +1,135 @@
+//! Workers: one process per machine that is on. They outlive the daemon; each is followed by a task that starts it
+//! again when it dies before its machine has ended.
+
+mod ingest;
+mod supervise;
+
+pub use supervise::supervise;
+
+use crate::failure::Failure;
+use crate::inventory::blocking;
+use backstay_api::ProblemCode;
+use backstay_model::VmId;
+use backstay_worker::client::{ClientError, WorkerClient};
+use backstay_worker::control::{LaunchRecord, Reply, Request};
+use backstay_worker::spawn::{self, SpawnError};
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+use tokio::sync::watch;
+
+/// How long a call waits for a worker that is being started again.
+const RECONNECT: Duration = Duration::from_secs(15);
+
+/// The worker's control socket in a run folder.
+const CONTROL_SOCKET: &str = "worker.sock";
+
+/// What to run; the worker renames it when the machine has ended.
+pub const LAUNCH_RECORD: &str = "launch.json";
+
+/// All events of the worker.
+const EVENT_SPOOL: &str = "events.jsonl";
+
+type Connection = watch::Sender<Option<Arc<WorkerClient>>>;
+
+/// The workers of this host.
+#[derive(Debug)]
+pub struct Workers {
+    executable: PathBuf,
+    folder: PathBuf,
+    connections: Mutex<BTreeMap<VmId, Arc<Connection>>>,
+}
+
+impl Workers {
+    /// Workers started from `executable`, with run folders below `folder`.
+    #[must_use]
+    pub fn new(executable: PathBuf, folder: PathBuf) -> Self {
+        Self { executable, folder, connections: Mutex::new(BTreeMap::new()) }
+    }
+
+    /// A machine's run folder.
+    #[must_use]
+    pub fn run_folder(&self, vm: VmId) -> PathBuf {
+        self.folder.join(vm.to_string())
+    }
+
+    fn table(&self) -> std::sync::MutexGuard<'_, BTreeMap<VmId, Arc<Connection>>> {
+        self.connections.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Asks a machine's worker.
+    ///
+    /// # Errors
+    /// `unavailable` when there is no worker, `timeout`, or what the worker answers.
+    pub async fn call(&self, vm: VmId, request: Request, patience: Duration) -> Result<Reply, Failure> {
+        let connection = self.table().get(&vm).cloned();
+        let Some(connection) = connection else {
+            return Err(Failure::new(
+                ProblemCode::Unavailable,
+                "the machine has no worker process: it is off",
+            ));
+        };
+        let mut watched = connection.subscribe();
+        // The borrow of the watched value must end before the call begins.
+        let connected =
+            async { watched.wait_for(Option::is_some).await.ok().and_then(|client| client.clone()) };
+        let client = tokio::time::timeout(RECONNECT, connected).await.unwrap_or_default();
+        let Some(client) = client else {
+            return Err(Failure::new(
+                ProblemCode::Unavailable,
+                "the machine's worker process does not answer: see worker.log in its run folder",
+            ));
+        };
+        client.call(request, patience).await.map_err(call_failure)
+    }
+
+    /// Writes the launch record and starts a worker for it. Waits for the end of a former one.
+    ///
+    /// # Errors
+    /// `unavailable`, `precondition`.
+    pub async fn launch(&self, vm: VmId, record: LaunchRecord) -> Result<(), Failure> {
+        let (executable, folder) = (self.executable.clone(), self.run_folder(vm));
+        blocking(move || {
+            let patience = Instant::now() + Duration::from_secs(10);
+            loop {
+                match spawn::launch(&executable, &folder, &record) {
+                    Ok(_) => return Ok(()),
+                    Err(SpawnError::Running(_)) if Instant::now() < patience => {
+                        std::thread::sleep(Duration::from_millis(50));
+                    }
+                    Err(error) => {
+                        let code = match &error {
+                            SpawnError::QemuLives { .. } | SpawnError::Running(_) => {
+                                ProblemCode::Precondition
+                            }
+                            _ => ProblemCode::Unavailable,
+                        };
+                        return Err(Failure::because(code, "the machine's worker cannot be started", error));
+                    }
+                }
+            }
+        })
+        .await
+    }
+}
+
+fn call_failure(error: ClientError) -> Failure {
+    use backstay_worker::control::WorkerErrorCode;
+    match error {
+        ClientError::Worker(error) => {
+            let code = match error.code {
+                WorkerErrorCode::Precondition => ProblemCode::Precondition,
+                WorkerErrorCode::Failed => ProblemCode::Internal,
+                WorkerErrorCode::Unknown => ProblemCode::Unavailable,
+            };
+            Failure::new(code, error.message)
+        }
+        timeout @ ClientError::Timeout { .. } => {
+            Failure::because(ProblemCode::Timeout, "the machine's worker did not answer", timeout)
+        }
+        lost => {
+            Failure::because(ProblemCode::Unavailable, "the machine's worker was lost during the call", lost)
+        }
+    }
+}

@@ -1,0 +1,163 @@
+//! Following one worker from its start to the end of its machine.
+
+use super::{CONTROL_SOCKET, Connection, EVENT_SPOOL, LAUNCH_RECORD, ingest};
+use crate::app::App;
+use crate::events::Happening;
+use crate::failure::chain;
+use backstay_model::{VmId, VmState};
+use backstay_worker::client::WorkerClient;
+use backstay_worker::events::read_spool;
+use backstay_worker::spawn::{self, SpawnError};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::watch;
+
+/// How long a worker may take to listen after it was started.
+const STARTING: Duration = Duration::from_secs(10);
+
+/// How long to try a worker that may still live from a former daemon: its socket either listens or not.
+const ADOPTING: Duration = Duration::from_millis(100);
+
+/// Follows the worker of `vm` in a task of its own until the machine has ended. `fresh`: it was just launched.
+/// Does nothing when it is followed already.
+pub fn supervise(app: &Arc<App>, vm: VmId, fresh: bool) {
+    let connection: Arc<Connection> = Arc::new(watch::Sender::new(None));
+    {
+        let mut table = app.workers.table();
+        if table.contains_key(&vm) {
+            return;
+        }
+        table.insert(vm, Arc::clone(&connection));
+    }
+    let app = Arc::clone(app);
+    tokio::spawn(async move {
+        let last = follow(&app, vm, &connection, fresh).await;
+        app.workers.table().remove(&vm);
+        if let Err(error) = app.store.set_boot(vm, String::new()).await {
+            tracing::error!(%vm, error = chain(&error), "the end of a machine could not be written");
+        }
+        app.inventory.set_state(vm, last.0, last.1);
+    });
+}
+
+/// The state in which the machine ended.
+type Ending = (VmState, Option<String>);
+
+async fn follow(app: &Arc<App>, vm: VmId, connection: &Connection, fresh: bool) -> Ending {
+    let mut ending: Ending = (VmState::Off, None);
+    let folder = app.workers.run_folder(vm);
+    let (control, launch) = (folder.join(CONTROL_SOCKET), folder.join(LAUNCH_RECORD));
+    let mut patience = if fresh { STARTING } else { ADOPTING };
+    let mut failures = 0u32;
+    loop {
+        match WorkerClient::connect_within(&control, patience).await {
+            Ok(client) => {
+                failures = 0;
+                hear(app, vm, connection, Arc::new(client), &mut ending).await;
+            }
+            Err(error) => tracing::debug!(%vm, error = chain(&error), "no worker answers"),
+        }
+        connection.send_replace(None);
+        if !launch.exists() {
+            break;
+        }
+        // It died before its machine ended, or has not been started since the daemon was.
+        tokio::time::sleep(pause_before(failures)).await;
+        respawn(app, vm, failures).await;
+        failures += 1;
+        patience = STARTING;
+    }
+    // What it said between the last event that was heard and its end.
+    let cursor = ingest::cursor(app, vm).await;
+    for event in read_spool(&folder.join(EVENT_SPOOL), cursor).unwrap_or_default() {
+        ingest::event(app, vm, event, &mut ending).await;
+    }
+    ending
+}
+
+/// The first attempt is at once; a worker that cannot be started must not eat the host.
+fn pause_before(failures: u32) -> Duration {
+    match failures {
+        0 => Duration::ZERO,
+        1..=3 => Duration::from_millis(500),
+        _ => Duration::from_secs(5),
+    }
+}
+
+async fn respawn(app: &Arc<App>, vm: VmId, failures: u32) {
+    let (executable, folder) = (app.workers.executable.clone(), app.workers.run_folder(vm));
+    let started = tokio::task::spawn_blocking(move || spawn::respawn(&executable, &folder)).await;
+    let name = app.name_of(vm);
+    match started {
+        Ok(Ok(pid)) => {
+            let reason = format!("the machine's worker had ended: process {pid} takes over");
+            app.events
+                .vm(
+                    vm,
+                    &name,
+                    Happening {
+                        kind: "worker.respawned",
+                        who: "backstay",
+                        reason,
+                        before: None,
+                        after: None,
+                    },
+                )
+                .await;
+        }
+        // One is there already, for example started by a former daemon in its last moment.
+        Ok(Err(SpawnError::Running(_))) | Err(_) => {}
+        Ok(Err(error)) => {
+            let reason = format!("its worker cannot be started: {}", chain(&error));
+            let state = app.inventory.get(vm).map_or(VmState::Failed, |m| m.state);
+            app.inventory.set_state(vm, state, Some(reason.clone()));
+            if failures == 0 {
+                app.events
+                    .vm(
+                        vm,
+                        &name,
+                        Happening {
+                            kind: "worker.failed",
+                            who: "backstay",
+                            reason,
+                            before: None,
+                            after: None,
+                        },
+                    )
+                    .await;
+            }
+        }
+    }
+}
+
+/// Listens to one worker until its connection ends.
+async fn hear(
+    app: &Arc<App>,
+    vm: VmId,
+    connection: &Connection,
+    client: Arc<WorkerClient>,
+    ending: &mut Ending,
+) {
+    let Some(status) = ingest::status(app, vm, &client).await else { return };
+    let cursor = ingest::cursor(app, vm).await;
+    let cursor = if status.last_event < cursor {
+        // A run folder that was lost with a reboot starts to count anew.
+        if let Err(error) = app.store.set_cursor(vm, 0).await {
+            tracing::error!(%vm, error = chain(&error), "the history cannot be written");
+        }
+        0
+    } else {
+        cursor
+    };
+    let mut events = match client.events(cursor).await {
+        Ok(events) => events,
+        Err(error) => {
+            tracing::warn!(%vm, error = chain(&error), "the worker's events cannot be followed");
+            return;
+        }
+    };
+    connection.send_replace(Some(client));
+    while let Some(event) = events.next().await {
+        ingest::event(app, vm, event, ending).await;
+    }
+}
