@@ -13,7 +13,7 @@ use backstay_api::{ObjectKind, ObjectRef, Plan, ProblemCode, VmCreate};
 use backstay_hyperv::{VmConfig, filetime_from_unix_ms};
 use backstay_model::{BootDevice, CpuControl, Generation, VmId, VmName, VmSpec};
 use jiff::Timestamp;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use uuid::Uuid;
 
@@ -136,12 +136,9 @@ async fn run(app: Arc<App>, context: TaskContext, creation: Creation) -> Done {
     let (id, name) = (creation.spec.id, creation.spec.name.to_string());
     let told = context.clone();
     let machine = blocking(move || {
-        let made = make_disks(&creation, &told);
-        made.and_then(|()| write_config(&creation)).inspect_err(|_| {
-            for disk in &creation.make {
-                let _ = durable::remove(&disk.path);
-            }
-        })?;
+        told.progress(10, "making disks");
+        let made = make_disks(&creation.make)?;
+        write_config(&creation).inspect_err(|_| remove_disks(&made))?;
         let file = creation.layout.vm_config(creation.spec.id);
         read_machine(&creation.layout, &file)
             .map_err(|reason| Failure::new(ProblemCode::Internal, format!("{}: {reason}", file.display())))
@@ -160,20 +157,33 @@ async fn run(app: Arc<App>, context: TaskContext, creation: Creation) -> Done {
     Ok(Some(serde_json::json!({ "id": id, "name": name })))
 }
 
-fn make_disks(creation: &Creation, context: &TaskContext) -> Result<(), Failure> {
-    for disk in &creation.make {
-        context.progress(10, &format!("making {}", disk.path.display()));
-        if let Some(folder) = disk.path.parent() {
-            make_folder(folder)?;
+/// Makes disks and tells which. On failure none of them is left, and no file that was there before is touched.
+pub(super) fn make_disks(wanted: &[DiskToMake]) -> Result<Vec<PathBuf>, Failure> {
+    let mut made = Vec::new();
+    for disk in wanted {
+        let done = match disk.path.parent() {
+            Some(folder) => make_folder(folder),
+            None => Ok(()),
+        };
+        // The engine refuses a name that is taken, so what it made is ours.
+        match done.and_then(|()| disks::create(&disk.path, disk.size, disk.disk_type)) {
+            Ok(()) => made.push(disk.path.clone()),
+            Err(failure) => {
+                remove_disks(&made);
+                return Err(failure);
+            }
         }
-        // Existing files are refused by the engine, so nothing that was there before can be lost; and a disk of ours is
-        // only removed again because this call made it.
-        if disk.path.exists() {
-            return Err(Failure::new(ProblemCode::Exists, format!("{} exists already", disk.path.display())));
-        }
-        disks::create(&disk.path, disk.size, disk.disk_type)?;
     }
-    Ok(())
+    Ok(made)
+}
+
+/// Removes disks that were just made.
+pub(super) fn remove_disks(made: &[PathBuf]) {
+    for path in made {
+        if let Err(error) = durable::remove(path) {
+            tracing::warn!(path = %path.display(), %error, "a disk that was just made could not be removed again");
+        }
+    }
 }
 
 fn make_folder(folder: &Path) -> Result<(), Failure> {

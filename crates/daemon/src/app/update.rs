@@ -1,9 +1,8 @@
 //! Changing settings.
 
+use super::create::{make_disks, remove_disks};
 use super::drives::{check_files, nics, place};
 use super::{Accepted, App, Call, Done, check_verb, vm_task};
-use crate::disks;
-use crate::durable;
 use crate::events::Happening;
 use crate::failure::Failure;
 use crate::inventory::{Machine, blocking};
@@ -125,20 +124,7 @@ async fn run(app: Arc<App>, context: TaskContext, id: VmId, body: VmUpdate) -> D
     for warning in &change.warnings {
         context.warn(warning.clone());
     }
-    let make = change.make.clone();
-    blocking(move || {
-        for disk in &make {
-            if let Some(folder) = disk.path.parent() {
-                durable::create_folder(folder).map_err(|e| Failure::file("making the folder", folder, e))?;
-            }
-            disks::create(&disk.path, disk.size, disk.disk_type)?;
-        }
-        Ok(())
-    })
-    .await?;
-    let mut config = (*machine.config).clone();
-    config.apply_spec(&change.spec).map_err(|error| Failure::invalid(error.to_string()))?;
-    let saved = app.inventory.save(&machine, config).await?;
+    let saved = make_and_save(&app, &machine, &change).await?;
     let what = Happening {
         kind: "vm.updated",
         who: &context.who(),
@@ -148,4 +134,20 @@ async fn run(app: Arc<App>, context: TaskContext, id: VmId, body: VmUpdate) -> D
     };
     app.events.vm(id, saved.name().as_str(), what).await;
     Ok(None)
+}
+
+async fn make_and_save(app: &App, machine: &Machine, change: &Change) -> Result<Machine, Failure> {
+    let mut config = (*machine.config).clone();
+    config.apply_spec(&change.spec).map_err(|error| Failure::invalid(error.to_string()))?;
+    let make = change.make.clone();
+    let made = blocking(move || make_disks(&make)).await?;
+    let saved = app.inventory.save(machine, config).await;
+    if saved.is_err() {
+        blocking(move || {
+            remove_disks(&made);
+            Ok(())
+        })
+        .await?;
+    }
+    saved
 }
