@@ -64,6 +64,7 @@ struct State {
     lengths: Vec<u64>,
     operations: u64,
     flushes: u64,
+    dead: bool,
     dies_at: Option<u64>,
     dies_at_flush: Option<u64>,
     swallow: Option<u64>,
@@ -149,16 +150,17 @@ impl SimStorage {
     pub fn kill(&self) -> Arc<Self> {
         let mut state = self.state().clone();
         (state.dies_at, state.dies_at_flush, state.swallow, state.fail_flush) = (None, None, None, None);
+        state.dead = false;
         Arc::new(Self { state: Mutex::new(state) })
     }
 
-    /// From now on every call fails once `operations` more writes, length changes, holes and flushes were done.
+    /// Once `operations` more writes, length changes, holes and flushes were done, the next one and every later call fail.
     pub fn die_after(&self, operations: u64) {
         let mut state = self.state();
         state.dies_at = Some(state.operations + operations);
     }
 
-    /// From now on every call fails once `flushes` more flushes were done; the next one does nothing.
+    /// Once `flushes` more flushes were done, the next change and every later call fail.
     pub fn die_after_flushes(&self, flushes: u64) {
         let mut state = self.state();
         state.dies_at_flush = Some(state.flushes + flushes);
@@ -229,18 +231,14 @@ impl View {
 
 impl State {
     fn operation(&mut self) -> io::Result<()> {
+        self.dead |= self.dies_at == Some(self.operations) || self.dies_at_flush == Some(self.flushes);
         self.alive()?;
-        if self.dies_at == Some(self.operations) {
-            return Err(dead());
-        }
         self.operations += 1;
         Ok(())
     }
 
     fn alive(&self) -> io::Result<()> {
-        let died = self.dies_at.is_some_and(|at| self.operations >= at)
-            || self.dies_at_flush.is_some_and(|at| self.flushes >= at);
-        if died { Err(dead()) } else { Ok(()) }
+        if self.dead { Err(io::Error::other("the simulated machine is off")) } else { Ok(()) }
     }
 
     fn put(&mut self, index: u64, sector: Option<Sector>) {
@@ -263,10 +261,6 @@ impl State {
         self.now.len = len;
         self.lengths.push(len);
     }
-}
-
-fn dead() -> io::Error {
-    io::Error::other("the simulated machine is off")
 }
 
 impl Storage for SimStorage {

@@ -3,4 +3,5 @@
 #![expect(clippy::cast_possible_truncation, reason = "test sizes are small")]
 
 mod common;
+mod crash;
 mod model;
