@@ -220,19 +220,18 @@ fn differencing(
     }
     let mut placed = Vec::new();
     let mut entries = Vec::new();
-    // Slots in the order of Windows: relative, then absolute.
-    if !relative.is_empty() {
-        entries.push(entry(LocatorKind::W2RU, RELATIVE_SPACE, relative.len(), relative_at));
-        placed.push(Placed { name: "the relative parent locator", offset: relative_at, bytes: relative });
-    }
+    // Slots in the order of Windows.
     if !absolute.is_empty() {
         entries.push(entry(LocatorKind::W2KU, absolute_space, absolute.len(), ABSOLUTE_AT));
         placed.push(Placed { name: "the absolute parent locator", offset: ABSOLUTE_AT, bytes: absolute });
     }
+    if !relative.is_empty() {
+        entries.push(entry(LocatorKind::W2RU, RELATIVE_SPACE, relative.len(), relative_at));
+        placed.push(Placed { name: "the relative parent locator", offset: relative_at, bytes: relative });
+    }
     for (slot, entry) in header.locators.iter_mut().zip(entries) {
         *slot = entry;
     }
-    placed.sort_by_key(|text| text.offset);
     let end = relative_at + RELATIVE_SPACE;
     Ok(sparse(DiskType::Differencing, footer, &header.sealed(), &placed, end))
 }

@@ -1,7 +1,11 @@
 //! Everything a user of the crate would notice, in one program so that it links once.
 #![expect(clippy::unwrap_used, reason = "a panic is the report of a test")]
 #![expect(clippy::cast_possible_truncation, reason = "test sizes are small")]
+#![expect(clippy::disallowed_methods, reason = "tests hold real files against real programs")]
 
 mod common;
 mod crash;
+mod files;
+mod fixtures;
 mod model;
+mod oracles;
