@@ -9,3 +9,6 @@ mod files;
 mod fixtures;
 mod model;
 mod oracles;
+mod parents;
+mod plans;
+mod refusals;
