@@ -38,7 +38,7 @@ pub(super) async fn take(
     plan: CheckpointPlan,
 ) -> Result<CheckpointResult, Failure> {
     context.progress(2, "preparing");
-    context.note(&plan.note()).await?;
+    context.note(&plan.note()).await;
     let mut folders = vec![machine.layout.layers(machine.id)];
     let live = machine.state.is_active();
     if live {

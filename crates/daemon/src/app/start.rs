@@ -132,7 +132,9 @@ pub(super) async fn launch(
         qemu_uid_gid: app.host.qemu_ids(),
     };
     context.progress(20, "starting QEMU");
-    app.store.set_boot(id, app.host.boot_id().into()).await.map_err(store_failure)?;
+    if let Err(error) = app.store.set_boot(id, app.host.boot_id().into()).await {
+        context.warn(store_failure(error).full_message());
+    }
     app.inventory.set_state(id, VmState::Starting, None);
     if let Err(failure) = app.workers.launch(id, record).await {
         app.inventory.set_state(id, VmState::Off, None);

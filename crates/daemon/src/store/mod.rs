@@ -50,6 +50,19 @@ pub enum StoreError {
     Closed,
 }
 
+impl StoreError {
+    /// Whether it failed for want of space.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        match self {
+            Self::Call(source) | Self::Open { source, .. } => {
+                source.sqlite_error_code() == Some(rusqlite::ErrorCode::DiskFull)
+            }
+            _ => false,
+        }
+    }
+}
+
 impl From<rusqlite::Error> for StoreError {
     fn from(source: rusqlite::Error) -> Self {
         Self::Call(source)

@@ -80,12 +80,12 @@ impl TaskContext {
         }
     }
 
-    /// Writes down what the next daemon needs to take this task up.
-    ///
-    /// # Errors
-    /// The database.
-    pub async fn note(&self, note: &TaskNote) -> Result<(), Failure> {
-        self.store.note_task(self.id(), note).await.map_err(store_failure)
+    /// Writes down what the next daemon needs to take this task up. If that fails only words are lost: what was done is
+    /// told by the machine's folder.
+    pub async fn note(&self, note: &TaskNote) {
+        if let Err(error) = self.store.note_task(self.id(), note).await {
+            self.warn(store_failure(error).full_message());
+        }
     }
 }
 

@@ -12,7 +12,7 @@ use crate::store::{Idempotency, Store, StoreError, StoredTask};
 use backstay_api::{ObjectKind, ObjectRef, ProblemCode, Task, TaskState};
 use backstay_model::{TaskId, VmId};
 use jiff::Timestamp;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::future::Future;
 use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -65,8 +65,13 @@ struct Running {
 pub struct TaskEngine {
     store: Store,
     running: Mutex<BTreeMap<TaskId, Arc<Running>>>,
+    /// The last tasks that ended: whoever waits for one hears of its end even if the history could not be written.
+    recent: Mutex<VecDeque<Task>>,
     holds: Holds,
 }
+
+/// Ended tasks that are kept in memory.
+const RECENT: usize = 64;
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
@@ -75,17 +80,28 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 /// The problem of a database that does not take a record.
 #[must_use]
 pub fn store_failure(error: StoreError) -> Failure {
-    Failure::because(ProblemCode::Unavailable, "the daemon's database cannot be used", error)
+    let (code, words) = if error.is_full() {
+        (ProblemCode::NoSpace, "no space is left for the daemon's history in its state folder: make room")
+    } else {
+        (ProblemCode::Unavailable, "the daemon's database cannot be used")
+    };
+    Failure::because(code, words, error)
 }
 
 impl TaskEngine {
     /// An engine without tasks.
     #[must_use]
     pub fn new(store: Store) -> Arc<Self> {
-        Arc::new(Self { store, running: Mutex::new(BTreeMap::new()), holds: Holds::default() })
+        Arc::new(Self {
+            store,
+            running: Mutex::new(BTreeMap::new()),
+            recent: Mutex::new(VecDeque::new()),
+            holds: Holds::default(),
+        })
     }
 
-    /// Accepts a task and lets it run. The task is on disk when this returns.
+    /// Accepts a task and lets it run. The task is on disk when this returns; a history that cannot be written stops
+    /// nothing, because a machine must be manageable just when the disk is full.
     ///
     /// # Errors
     /// `busy` when something else holds the same thing; the message names that task.
@@ -119,7 +135,11 @@ impl TaskEngine {
         };
         let vm = vm_of(&task);
         let idempotency = caller.idempotency.clone().map(|(key, request)| Idempotency { key, request });
-        self.store.insert_task(&task, vm, idempotency).await.map_err(store_failure)?;
+        let mut task = task;
+        if let Err(error) = self.store.insert_task(&task, vm, idempotency).await {
+            tracing::error!(%id, error = chain(&error), "a task could not be written to the history");
+            task.warnings.push(store_failure(error).full_message());
+        }
         self.spawn(task.clone(), held, spec.yields, work);
         Ok(task)
     }
@@ -211,6 +231,13 @@ impl TaskEngine {
         }
         // Whoever sees the end may start the next operation at once: let go first.
         drop(held);
+        {
+            let mut recent = lock(&self.recent);
+            if recent.len() == RECENT {
+                recent.pop_front();
+            }
+            recent.push_back(task.clone());
+        }
         lock(&self.running).remove(&task.id);
         running.record.send_replace(task);
     }
@@ -231,7 +258,8 @@ impl TaskEngine {
     }
 
     fn live(&self, id: TaskId) -> Option<Task> {
-        lock(&self.running).get(&id).map(|running| running.record.borrow().clone())
+        let running = lock(&self.running).get(&id).map(|running| running.record.borrow().clone());
+        running.or_else(|| lock(&self.recent).iter().find(|task| task.id == id).cloned())
     }
 
     /// One task.

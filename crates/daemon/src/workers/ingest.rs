@@ -86,7 +86,7 @@ pub(super) async fn event(
     let told = match frame.event {
         WorkerEvent::State { from, to, reason } => {
             if to.is_active() {
-                app.inventory.set_state(vm, to, None);
+                app.inventory.set_state(vm, to, standing_reason(app, vm, to, &reason));
                 refresh = to == VmState::Running || to == VmState::Paused;
             } else {
                 *ending = (to, (to == VmState::Failed).then(|| reason.clone()));
@@ -127,6 +127,15 @@ pub(super) async fn event(
     if refresh {
         refresh_run(app, vm).await;
     }
+}
+
+/// Why a guest stands still without having been asked to; what a stalled disk told says more than the change of state.
+fn standing_reason(app: &App, vm: VmId, to: VmState, reason: &str) -> Option<String> {
+    if to != VmState::PausedCritical {
+        return None;
+    }
+    let told = app.inventory.get(vm).ok().filter(|m| m.state == to).and_then(|m| m.reason);
+    told.or_else(|| Some(reason.to_owned()))
 }
 
 /// QEMU's process and accelerator are known once it runs.
