@@ -133,7 +133,7 @@ pub enum Warning {
         /// As stored.
         stored: u64,
     },
-    /// A parent locator points outside of the file or is too long.
+    /// A parent locator points outside of the file or into other structures, or is too long.
     BadLocator {
         /// Its slot, 0–7.
         slot: usize,
@@ -180,7 +180,10 @@ impl fmt::Display for Warning {
                 write!(f, "the size field {stored} is not a multiple of 512 and was rounded down")
             }
             Self::BadLocator { slot } => {
-                write!(f, "parent locator {slot} points outside of the file or is too long")
+                write!(
+                    f,
+                    "parent locator {slot} points outside of the file or into other structures, or is too long"
+                )
             }
             Self::WritesAdopted { blocks } => {
                 write!(f, "writes of a process that died were taken over in {blocks} blocks")

@@ -13,6 +13,8 @@ pub mod create;
 mod errors;
 mod flush;
 pub mod format;
+#[doc(hidden)]
+pub mod fuzz;
 mod image;
 mod info;
 mod locate;

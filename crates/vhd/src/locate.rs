@@ -3,7 +3,10 @@
 use crate::{
     Storage,
     errors::{IoContext, OpenError},
-    format::footer::{DiskType, FOOTER_LEN, Footer, FooterError},
+    format::{
+        footer::{DiskType, FOOTER_LEN, Footer, FooterError},
+        header::{HEADER_LEN, Header},
+    },
     info::Warning,
 };
 
@@ -55,10 +58,11 @@ pub(crate) fn footer(storage: &dyn Storage, len: u64) -> Result<Found, OpenError
     } else {
         Err(FooterError::NotAFooter)
     };
-    let copy_is_sparse = copy.as_ref().is_ok_and(|copy| {
-        matches!(copy.kind(), Some(DiskType::Dynamic | DiskType::Differencing))
-            && copy.data_offset.get() < len
-    });
+    let copy_is_sparse = copy.as_ref().is_ok_and(is_sparse);
+    let copy_has_header = match &copy {
+        Ok(copy) if copy_is_sparse => has_header(storage, copy, len)?,
+        _ => false,
+    };
     match (trailing, copy) {
         (Err(FooterError::Poisoned), _) => Err(OpenError::Poisoned),
         (Ok(footer), copy) if is_fixed(&footer) => {
@@ -66,7 +70,7 @@ pub(crate) fn footer(storage: &dyn Storage, len: u64) -> Result<Found, OpenError
             // The start of a fixed disk is the guest's: what looks like a footer there counts only if this footer
             // cannot be right, as when a dynamic file lost its own and ends in a guest's nested disk.
             match copy {
-                Ok(copy) if copy_is_sparse && found.footer.current_size.get() != found.data_end => {
+                Ok(copy) if copy_has_header && found.footer.current_size.get() != found.data_end => {
                     Ok(at_start(copy, len, Warning::TrailingFooterForeign { repaired: false }))
                 }
                 _ => Ok(found),
@@ -74,7 +78,7 @@ pub(crate) fn footer(storage: &dyn Storage, len: u64) -> Result<Found, OpenError
         }
         (_, Err(FooterError::Poisoned)) => Err(OpenError::Poisoned),
         (Ok(footer), Ok(copy)) => {
-            if footer.unique_id != copy.unique_id && copy_is_sparse {
+            if footer.unique_id != copy.unique_id && copy_has_header {
                 return Ok(at_start(copy, len, Warning::TrailingFooterForeign { repaired: false }));
             }
             let mut found = Found::end(footer, place, len);
@@ -99,6 +103,21 @@ pub(crate) fn footer(storage: &dyn Storage, len: u64) -> Result<Found, OpenError
 
 fn at_start(footer: Footer, len: u64, warning: Warning) -> Found {
     Found { footer, place: Place::Start, data_end: len, warnings: vec![warning] }
+}
+
+fn is_sparse(footer: &Footer) -> bool {
+    matches!(footer.kind(), Some(DiskType::Dynamic | DiskType::Differencing))
+}
+
+/// Whether there is a good header where the footer says.
+fn has_header(storage: &dyn Storage, footer: &Footer, len: u64) -> Result<bool, OpenError> {
+    let offset = footer.data_offset.get();
+    if offset.checked_add(HEADER_LEN as u64).is_none_or(|end| end > len) {
+        return Ok(false);
+    }
+    let mut bytes = [0; HEADER_LEN];
+    storage.read_at(&mut bytes, offset).open_context("read the header", offset)?;
+    Ok(Header::parse(&bytes).is_ok())
 }
 
 fn is_fixed(footer: &Footer) -> bool {

@@ -189,14 +189,16 @@ fn parse_sparse(
     if let Some(table) = regions.last_mut() {
         table.reserved_end = table_at.saturating_add(table_space);
     }
+    let mut locators = Vec::new();
     if info.disk_type == DiskType::Differencing {
-        info.parent = Some(read_parent(storage, &header, info, &mut regions)?);
+        info.parent = Some(read_parent(storage, &header, info, &mut locators)?);
     }
     if info.creator == *b"tap\0" {
         regions.extend(xen_batmap(storage, table_at.saturating_add(table_space), found.data_end)?);
     }
     let mut table = read_table(storage, table_at, blocks.count)?;
     let beyond = drop_blocks_beyond_end(&mut table, &blocks, found, info, damage)?;
+    keep_locators(locators, &table, &blocks, &mut regions, info);
     let limit = if matches!(damage, Damage::Refuse) { 1 } else { MAX_DAMAGE };
     for overlap in overlap::find(&table, &blocks, &regions, limit) {
         damage.found(overlap.into())?;
@@ -233,7 +235,7 @@ fn read_parent(
     storage: &dyn Storage,
     header: &Header,
     info: &mut ImageInfo,
-    regions: &mut Vec<Region>,
+    regions: &mut Vec<(usize, Region)>,
 ) -> Result<ParentLink, OpenError> {
     let mut locators = Vec::new();
     for (slot, entry) in header.locators.iter().enumerate().filter(|(_, entry)| !entry.is_empty()) {
@@ -247,7 +249,7 @@ fn read_parent(
         if let Some(bytes) = &bytes {
             let mut region = Region::new(format!("parent locator {slot}"), offset, bytes.len() as u64);
             region.reserved_end = offset.saturating_add(reserved);
-            regions.push(region);
+            regions.push((slot, region));
         }
         let path = bytes.and_then(|bytes| kind.decode(&bytes));
         locators.push(ParentLocator { slot, kind, path, offset, reserved });
@@ -258,6 +260,26 @@ fn read_parent(
         unicode_name: header.name(),
         locators,
     })
+}
+
+/// A locator that shares bytes with something else is only a wrong path, no reason to refuse the disk: one that pointed
+/// behind the end of the file may come to lie in a block when the file grows.
+fn keep_locators(
+    locators: Vec<(usize, Region)>,
+    table: &[u32],
+    blocks: &Blocks,
+    regions: &mut Vec<Region>,
+    info: &mut ImageInfo,
+) {
+    for (slot, region) in locators {
+        if !overlap::touches(&region, table, blocks, regions) {
+            regions.push(region);
+            continue;
+        }
+        info.warnings.push(Warning::BadLocator { slot });
+        let stored = info.parent.iter_mut().flat_map(|parent| &mut parent.locators);
+        stored.filter(|locator| locator.slot == slot).for_each(|locator| locator.path = None);
+    }
 }
 
 /// The text of a locator; `None` if it is too long or not inside the file.

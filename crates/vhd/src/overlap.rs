@@ -50,6 +50,16 @@ pub(crate) fn find(table: &[u32], blocks: &Blocks, regions: &[Region], limit: us
     overlaps
 }
 
+/// Whether a region shares bytes with a block or another region.
+pub(crate) fn touches(region: &Region, table: &[u32], blocks: &Blocks, others: &[Region]) -> bool {
+    let meets = |start: u64, end: u64| start < region.end && region.start < end;
+    let stored = blocks.stored_len();
+    let block = |entry: &u32| meets(u64::from(*entry) * SECTOR, u64::from(*entry) * SECTOR + stored);
+    region.start < region.end
+        && (table.iter().filter(|entry| **entry != ABSENT).any(block)
+            || others.iter().any(|other| meets(other.start, other.end)))
+}
+
 fn with_region(
     table: &[u32],
     blocks: &Blocks,

@@ -4,6 +4,7 @@
 #![expect(clippy::disallowed_methods, reason = "tests hold real files against real programs")]
 
 mod common;
+mod corpus;
 mod crash;
 mod files;
 mod fixtures;

@@ -371,6 +371,38 @@ fn bad_locators_and_names_do_not_keep_a_disk_closed() {
 }
 
 #[test]
+fn a_locator_that_a_growing_file_catches_up_with_is_only_a_wrong_path() {
+    let bytes = with_header(bytes_of(differencing(SMALL_BLOCK)), |header| {
+        header.locators[1].data_offset = U64::new(0x2_0000);
+    });
+    let storage = SimStorage::from_bytes(&bytes);
+    let image = open(&storage, None);
+    assert_eq!(image.info().warnings, [Warning::BadLocator { slot: 1 }]);
+    write(&image, 0, &[1; 512]).unwrap();
+    image.close().unwrap();
+    let image = open_read_only(&storage);
+    assert_eq!(image.info().warnings, [Warning::BadLocator { slot: 1 }], "it points into block 0 now");
+    assert_eq!(image.info().parent.as_ref().unwrap().locators[1].path, None);
+    assert_eq!(read(&image, 0, 512, &[]), [1; 512]);
+}
+
+#[test]
+fn a_damaged_copy_does_not_win_when_the_file_grows_to_where_it_points() {
+    let mut bytes = dynamic();
+    let mut copy = footer_at(&bytes, 0);
+    copy.data_offset = U64::new(bytes.len() as u64 + 4096);
+    copy.unique_id = [8; 16];
+    bytes[..512].copy_from_slice(copy.sealed().as_bytes());
+    let storage = SimStorage::from_bytes(&bytes);
+    let image = open(&storage, None);
+    write(&image, 1 << 20, &[2; 512]).unwrap();
+    image.close().unwrap();
+    let image = open_read_only(&storage);
+    assert_eq!(image.info().warnings, [Warning::FooterCopyDiffers]);
+    assert_eq!(read(&image, 1 << 20, 512, &[]), [2; 512]);
+}
+
+#[test]
 fn requests_outside_of_the_rules_are_refused() {
     let storage = create(&options(SIZE, CreateKind::dynamic()));
     let image = open(&storage, None);
