@@ -181,7 +181,7 @@ impl Host {
     /// When it fails or prints no JSON.
     #[track_caller]
     pub fn json(&self, args: &[&str]) -> Value {
-        let out = self.ok(&[args, &["-o", "json"]].concat());
+        let out = self.ok(&[&["-o", "json"], args].concat());
         serde_json::from_str(&out)
             .unwrap_or_else(|error| panic!("backstay {}: {error} in {out}", args.join(" ")))
     }

@@ -42,9 +42,19 @@ impl Micro {
     pub fn attach(socket: &Path) -> io::Result<Self> {
         let mut console = Console::connect(socket)?;
         let nonce = NONCE.fetch_add(1, Ordering::Relaxed);
-        console.send(&format!("e{nonce:08x}"))?;
+        // Escape: of a command whose worker was killed, the guest may have got only the first half.
+        console.send(&format!("\x1be{nonce:08x}"))?;
         console.until(&format!("e{nonce:08x}\n"))?;
         Ok(Self { console })
+    }
+
+    /// Waits until a guest that was reset, or whose QEMU was started again, is ready; the console connection outlives that.
+    ///
+    /// # Panics
+    /// When it does not get ready.
+    pub fn wait_ready(&mut self) {
+        self.console.until("MG READY disks=").expect("a booting microguest");
+        self.console.until("\n").expect("the number of disks");
     }
 
     /// One command, one line of answer.

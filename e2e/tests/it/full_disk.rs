@@ -25,7 +25,7 @@ impl Small {
         None
     }
 
-    /// Fills it up; removing the returned file makes room again.
+    /// Fills it up but for a little that the database needs; removing the returned file makes room again.
     fn fill(&self) -> PathBuf {
         let filler = self.at.path().join("filler");
         let _ = Command::new("dd")
@@ -99,7 +99,7 @@ fn a_checkpoint_without_room_leaves_the_machine_as_it_was() {
     let filler = small.fill();
     let said = host.run(&["checkpoint", "create", "m", "no room"]);
     assert_eq!(said.code, 1, "{said:?}");
-    assert!(said.err.to_lowercase().contains("space"), "{}", said.err);
+    assert!(said.err.contains("space") || said.err.contains("full"), "{}", said.err);
     fs::remove_file(filler).unwrap();
     host.wait_state("m", "running");
     assert!(host.checkpoints("m").is_empty(), "no half-made checkpoint");

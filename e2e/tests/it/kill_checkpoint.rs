@@ -76,8 +76,9 @@ fn a_daemon_that_is_killed_leaves_whole_checkpoints() {
         let mut child = host.command(&["checkpoint", "create", "m", &name]).spawn().unwrap();
         sleep(Duration::from_millis(*moment));
         host.kill_daemon();
-        child.wait().unwrap();
         host.start_daemon();
+        // The command line waits for a daemon that comes back.
+        child.wait().unwrap();
         host.wait_idle();
         written.push((name, byte));
         assert_eq!(host.state_of("m"), "running", "killed {moment} ms after the command");
@@ -127,8 +128,9 @@ fn a_daemon_that_is_killed_while_it_applies_can_apply_again() {
         let mut child = host.command(&["checkpoint", "apply", "m", "there", "--yes"]).spawn().unwrap();
         sleep(Duration::from_millis(*moment));
         host.kill_daemon();
-        child.wait().unwrap();
         host.start_daemon();
+        // The command line waits for a daemon that comes back.
+        child.wait().unwrap();
         host.wait_idle();
         let state = host.state_of("m");
         assert!(

@@ -19,7 +19,7 @@ fn a_dead_qemu_is_started_again() {
         (vm["state"] == "running" && vm["run"]["qemu_pid"].as_u64().is_some_and(|pid| pid != qemu))
             .then_some(())
     });
-    let mut guest = wait_for("the guest to boot", || Micro::attach(&host.console("m")).ok());
+    guest.wait_ready();
     assert_eq!(guest.count(), 1, "it booted: the counter was in memory");
     for lba in 0x100..0x120 {
         guest.expect(FIRST, lba, 0x21);

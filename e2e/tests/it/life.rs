@@ -22,10 +22,8 @@ fn a_machine_is_made_used_and_deleted() {
 
     // The reset button: the counter was in memory.
     host.ok(&["vm", "reset", "shop"]);
-    let mut guest = wait_for("the guest after a reset", || {
-        Micro::attach(&host.console("shop")).ok().filter(|_| host.state_of("shop") == "running")
-    });
-    wait_for("a fresh counter", || (guest.count() <= 2).then_some(()));
+    guest.wait_ready();
+    assert_eq!(guest.count(), 1);
 
     let message = host.refused(5, &["vm", "delete", "shop", "--yes"]);
     assert!(message.contains("shop") && message.contains("running"), "{message}");

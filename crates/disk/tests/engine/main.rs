@@ -2,10 +2,15 @@
 
 #![expect(clippy::unwrap_used, reason = "a panic in a test is the report")]
 
+mod chain;
+mod convert;
 mod crash;
 mod host;
 mod kill;
 mod model;
+mod oracle;
 mod simfs;
 mod space;
+mod stress;
 mod support;
+mod switch;

@@ -1,6 +1,7 @@
 # microguest: a boot sector with a command loop on the serial port.
 # Commands (no echo): p pong | c count in memory | rDDLLLLLLLL read a sector of BIOS drive DD | wDDLLLLLLLLVV fill it |
-# dNN dirty NN MiB | sNN sum them | eXXXXXXXX say it back | b burn | o power off. Numbers are hexadecimal.
+# dNN dirty NN MiB | sNN sum them | eXXXXXXXX say it back | b burn | o power off. Numbers are hexadecimal;
+# Escape gives up a command whose rest was lost.
 .code16
 .globl _start
 _start:
@@ -75,7 +76,8 @@ c_sum: call mib; xorl %eax,%eax
   pushl %eax; movb $'s',%al; call putc; popl %eax; call hex32; call nl; jmp loop
 rdc: movw $0x3fd,%dx
 11: inb %dx,%al; testb $1,%al; jz 11b
-  movw $0x3f8,%dx; inb %dx,%al; ret
+  movw $0x3f8,%dx; inb %dx,%al; cmpb $27,%al; je giveup; ret
+giveup: movw $0x7c00,%sp; jmp loop
 rdhex2: pushw %bx; call nib; shlb $4,%al; movb %al,%bl; call nib; orb %bl,%al; popw %bx; ret
 nib: call rdc; subb $'0',%al; cmpb $9,%al; jbe 12f; andb $0x1f,%al; subb $7,%al; 
   cmpb $10,%al; jae 12f; addb $0,%al

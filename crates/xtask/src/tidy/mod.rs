@@ -8,6 +8,7 @@ mod words;
 
 use crate::root;
 use anyhow::{Context, Result};
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -42,7 +43,7 @@ pub fn run() -> Result<ExitCode> {
     findings.extend(purity::check(&root, &sources)?);
     findings.extend(size::check(&sources));
     findings.extend(words::check(&root, &sources)?);
-    findings.extend(reach::check(&sources));
+    findings.extend(reach::check(&sources, &declared(&root)?));
     for finding in &findings {
         println!("{finding}");
     }
@@ -85,6 +86,22 @@ fn collect(folder: &Path, into: &mut Vec<PathBuf>) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Rust files that a crate's manifest names: programs and tests in unusual places.
+fn declared(root: &Path) -> Result<BTreeSet<String>> {
+    let mut found = BTreeSet::new();
+    for entry in fs::read_dir(root.join("crates"))? {
+        let folder = entry?.path();
+        let Ok(manifest) = fs::read_to_string(folder.join("Cargo.toml")) else { continue };
+        for line in manifest.lines() {
+            if let Some(path) = line.strip_prefix("path = \"").and_then(|l| l.strip_suffix('"')) {
+                let path = folder.join(path);
+                found.insert(path.strip_prefix(root)?.to_string_lossy().into_owned());
+            }
+        }
+    }
+    Ok(found)
 }
 
 /// The names in the dependency tables of a manifest whose header is one of `tables`.

@@ -3,10 +3,12 @@
 use super::Source;
 use std::collections::BTreeSet;
 
-pub fn check(sources: &[Source]) -> Vec<String> {
+/// `declared`: files that a manifest names with `path = "..."`.
+pub fn check(sources: &[Source], declared: &BTreeSet<String>) -> Vec<String> {
     let known: BTreeSet<&str> = sources.iter().map(|s| s.path.as_str()).collect();
     let mut reached = BTreeSet::new();
-    let mut queue: Vec<&Source> = sources.iter().filter(|s| is_entry(&s.path)).collect();
+    let mut queue: Vec<&Source> =
+        sources.iter().filter(|s| is_entry(&s.path) || declared.contains(&s.path)).collect();
     while let Some(source) = queue.pop() {
         if !reached.insert(source.path.as_str()) {
             continue;
@@ -86,7 +88,7 @@ mod tests {
             file("crates/a/src/c/mod.rs", ""),
             file("crates/a/src/lost.rs", ""),
         ];
-        let findings = check(&sources);
+        let findings = check(&sources, &BTreeSet::new());
         assert_eq!(findings.len(), 1, "{findings:?}");
         assert!(findings[0].starts_with("crates/a/src/lost.rs"));
     }
