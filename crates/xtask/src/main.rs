@@ -16,7 +16,6 @@ usage: cargo run -p xtask -- COMMAND
   tidy       check what the compiler cannot: crate arrows, purity, sizes, wording
   guest      build the test guests into target/guest (exit code 3: no Linux guest, its packages cannot be had)
   fixtures   unpack the disk images that came from other systems into target/fixtures
-  openapi    print the REST description (--check: compare with the committed one)
   run        start a daemon with the demo guest on this machine
   stop       end what `run` started
 ";
@@ -25,18 +24,13 @@ usage: cargo run -p xtask -- COMMAND
 const NO_LINUX_GUEST: u8 = 3;
 
 fn main() -> ExitCode {
-    let args: Vec<String> = std::env::args().skip(1).collect();
-    let (command, rest) = match args.split_first() {
-        Some((command, rest)) => (command.as_str(), rest),
-        None => ("help", &[][..]),
-    };
-    let result = match command {
+    let command = std::env::args().nth(1).unwrap_or_default();
+    let result = match command.as_str() {
         "tidy" => tidy::run(),
         "guest" => {
             guest::run().map(|linux| if linux { ExitCode::SUCCESS } else { ExitCode::from(NO_LINUX_GUEST) })
         }
         "fixtures" => fixtures::run().map(|()| ExitCode::SUCCESS),
-        "openapi" => host::openapi(rest).map(|()| ExitCode::SUCCESS),
         "run" => host::run().map(|()| ExitCode::SUCCESS),
         "stop" => host::stop().map(|()| ExitCode::SUCCESS),
         _ => {

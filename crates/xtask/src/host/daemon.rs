@@ -29,6 +29,11 @@ fn answer(host: &Host) -> Option<Value> {
     serde_json::from_slice(&output.stdout).ok().filter(|_| output.status.success())
 }
 
+/// Whether any daemon listens.
+pub fn answers(host: &Host) -> bool {
+    answer(host).is_some()
+}
+
 /// Makes sure that a daemon of this clone and this build answers.
 pub fn ensure(host: &Host, settings: &Path) -> Result<()> {
     if let Some(info) = answer(host) {

@@ -117,10 +117,8 @@ The daemon's log is {log}, its settings are {home}/backstay.toml.",
 pub fn stop() -> Result<()> {
     machine::require_root("stop")?;
     let host = Host::here()?;
-    guest::turn_off(&host);
+    if daemon::answers(&host) {
+        guest::turn_off(&host);
+    }
     daemon::end(&host)
-}
-
-pub fn openapi(_args: &[String]) -> Result<()> {
-    bail!("the daemon has no description to print yet")
 }
