@@ -145,7 +145,7 @@ impl Guest {
     }
 
     /// Ignores what was said before (a console's past, the answer to a command of a lost connection) and waits until the
-    /// guest answers. What another connection had sent only half of is ended by its way of reading digits.
+    /// guest answers. A command that another connection had sent only half of is given up, not completed by accident.
     ///
     /// # Errors
     /// The guest does not answer in time.
@@ -153,7 +153,7 @@ impl Guest {
         const QUIET: Duration = Duration::from_millis(400);
         let deadline = tokio::time::Instant::now() + self.patience;
         loop {
-            self.stream.write_all(b"p").await?;
+            self.stream.write_all(b"\x1bp").await?;
             let mut answered = false;
             while let Ok(line) = tokio::time::timeout(QUIET, self.line()).await {
                 answered = line? == "pong";

@@ -136,12 +136,23 @@ impl TaskEngine {
         let vm = vm_of(&task);
         let idempotency = caller.idempotency.clone().map(|(key, request)| Idempotency { key, request });
         let mut task = task;
-        if let Err(error) = self.store.insert_task(&task, vm, idempotency).await {
-            tracing::error!(%id, error = chain(&error), "a task could not be written to the history");
-            task.warnings.push(store_failure(error).full_message());
-        }
-        self.spawn(task.clone(), held, spec.yields, work);
-        Ok(task)
+        let engine = Arc::clone(self);
+        // A caller who hangs up ends its call at any await. A task that is on disk must run, so this part goes on alone.
+        let accept = tokio::spawn(async move {
+            if let Err(error) = engine.store.insert_task(&task, vm, idempotency).await {
+                tracing::error!(%id, error = chain(&error), "a task could not be written to the history");
+                task.warnings.push(store_failure(error).full_message());
+            }
+            engine.spawn(task.clone(), held, spec.yields, work);
+            task
+        });
+        accept.await.map_err(|error| {
+            Failure::because(
+                ProblemCode::Internal,
+                "the task could not be started: see the daemon's log",
+                error,
+            )
+        })
     }
 
     /// Takes up a task of a former daemon under its old id.

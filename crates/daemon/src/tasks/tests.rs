@@ -109,6 +109,22 @@ async fn a_repeated_call_gets_the_first_calls_task_also_after_a_restart() {
 }
 
 #[tokio::test]
+async fn a_caller_who_hangs_up_at_once_leaves_no_task_behind_that_never_ends() {
+    let (_folder, engine) = engine();
+    let (ran, wait) = oneshot::channel::<TaskId>();
+    let caller = Caller::backstay();
+    let start = engine.start(spec(1), &caller, |context| async move {
+        let _ = ran.send(context.id());
+        Ok(None)
+    });
+    // Polled once and dropped while the task is being written down.
+    assert!(tokio::time::timeout(Duration::ZERO, start).await.is_err());
+    let id = wait.await.expect("a task that was written down runs");
+    assert_eq!(end(&engine, id).await.state, TaskState::Succeeded);
+    assert!(engine.unfinished().await.unwrap().is_empty());
+}
+
+#[tokio::test]
 async fn unfinished_tasks_are_found_by_the_next_daemon() {
     let (folder, engine) = engine();
     let note = TaskNote::Checkpoint {
