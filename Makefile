@@ -33,7 +33,8 @@ run: build ## start a host on this machine with a guest booted from a VHD
 	@$(SUDO) $(XTASK) run
 
 stop: ## turn the demo guest off and end the daemon that `make run` started
-	@if [ -x $(XTASK) ]; then $(SUDO) $(XTASK) stop; else echo "make run has not been used here: nothing to stop"; fi
+	@if [ ! -d .backstay ]; then echo "make run has not been used here: nothing to stop"; \
+	  else [ -x $(XTASK) ] || cargo build --workspace --bins; $(SUDO) $(XTASK) stop; fi
 
 test: deps ## format, lints, every test (the guests included)
 	@scripts/test.sh

@@ -97,16 +97,20 @@ fn utf8(path: &Path) -> Result<&str> {
 fn print_ways_in(host: &Host) {
     let here = std::env::current_dir().unwrap_or_default();
     let backstay = host.backstay.strip_prefix(&here).unwrap_or(&host.backstay).display();
+    let ways = [
+        (format!("{backstay} vm list"), "what runs here"),
+        (format!("{backstay} vm console {DEMO}"), "its serial console; leave with Ctrl-]"),
+        (format!("{backstay} checkpoint create {DEMO} first"), "disk and memory, while it runs"),
+        (format!("{backstay} checkpoint revert {DEMO} --yes"), "both as they were"),
+        ("make stop".to_owned(), "ends the guest and the daemon"),
+    ];
+    let width = ways.iter().map(|(command, _)| command.len()).max().unwrap_or(0);
+    let ways: String = ways.iter().map(|(command, what)| format!("  {command:width$}   {what}\n")).collect();
     println!(
         "
 The guest '{DEMO}' is up: Linux, booted from {disk}.
 
-  {backstay} vm list
-  {backstay} vm console {DEMO}                 its serial console; leave with Ctrl-]
-  {backstay} checkpoint create {DEMO} first   while it runs
-  {backstay} checkpoint revert {DEMO} --yes    memory and disk as they were
-  make stop                                    ends the guest and the daemon
-
+{ways}
 The daemon's log is {log}, its settings are {home}/backstay.toml.",
         disk = host.disk().display(),
         log = daemon::log(host).display(),

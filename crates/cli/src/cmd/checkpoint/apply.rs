@@ -80,9 +80,14 @@ pub async fn run(context: &Context, args: &ApplyArgs) -> anyhow::Result<()> {
 pub async fn revert(context: &Context, args: &RevertArgs) -> anyhow::Result<()> {
     let client = context.client()?;
     let vm = client.resolve_vm(&args.vm).await?;
-    args.how.confirm(context, &args.vm, "its latest checkpoint")?;
+    let list = client.checkpoints(vm).await?;
+    let latest = list.items.iter().find(|checkpoint| Some(checkpoint.id) == list.now_parent);
+    // Without one the daemon refuses, and says why.
+    let to = latest
+        .map_or("its latest checkpoint".into(), |checkpoint| format!("checkpoint '{}'", checkpoint.name));
+    args.how.confirm(context, &args.vm, &to)?;
     let outcome = client.revert_vm(vm, &args.how.body(), &args.how.change.options()).await?;
-    let done = |_: &_| format!("'{}' is at its latest checkpoint", args.vm);
+    let done = |_: &_| format!("'{}' is back at {to}", args.vm);
     tasks::finish(context, &client, outcome, &args.how.change, done).await?;
     Ok(())
 }
