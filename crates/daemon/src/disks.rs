@@ -93,13 +93,18 @@ fn open_failure(error: OpenError) -> Failure {
 }
 
 fn create_failure(error: CreateError) -> Failure {
-    let full = |source: &std::io::Error| source.kind() == std::io::ErrorKind::StorageFull;
+    let mut causes = std::iter::successors(std::error::Error::source(&error), |cause| cause.source());
+    let full = causes.any(|cause| {
+        let io = cause.downcast_ref::<std::io::Error>();
+        io.is_some_and(|io| io.kind() == std::io::ErrorKind::StorageFull)
+    });
     let code = match &error {
+        _ if full => ProblemCode::NoSpace,
         CreateError::Exists { .. } => ProblemCode::Exists,
         CreateError::NoSpace { .. } => ProblemCode::NoSpace,
-        CreateError::Io { source, .. } if full(source) => ProblemCode::NoSpace,
         CreateError::Invalid { .. } | CreateError::RawParent { .. } => ProblemCode::Invalid,
         CreateError::Parent { .. } => ProblemCode::Damaged,
+        CreateError::TooDeep { .. } => ProblemCode::Precondition,
         _ => ProblemCode::Internal,
     };
     Failure::because(code, "a disk cannot be made", error)

@@ -44,6 +44,15 @@ pub enum ChainWarning {
         /// Which.
         path: PathBuf,
     },
+    /// The folder for shadow files is of no use.
+    NoShadow {
+        /// The disk.
+        path: PathBuf,
+        /// The folder.
+        folder: PathBuf,
+        /// Why.
+        reason: String,
+    },
     /// The parent's time stamp is not the one the child recorded.
     ParentChanged {
         /// The child.
@@ -61,6 +70,12 @@ impl fmt::Display for ChainWarning {
                 f,
                 "{}: a virtual machine was saved while it used this disk; changing the disk makes the saved state useless",
                 path.display()
+            ),
+            Self::NoShadow { path, folder, reason } => write!(
+                f,
+                "{}: writes are slow, each is flushed where it is the first to its place, because shadow files cannot be kept in {} ({reason}); make it a folder that this user may write to",
+                path.display(),
+                folder.display()
             ),
             Self::ParentChanged { child, parent } => write!(
                 f,
@@ -137,6 +152,7 @@ fn warnings_of(layer: &Layer) -> Vec<ChainWarning> {
     let path = || layer.path.clone();
     let of_image = info.warnings.iter().cloned();
     let mut found: Vec<_> = of_image.map(|warning| ChainWarning::Image { path: path(), warning }).collect();
+    found.extend(layer.warning.clone());
     if info.saved_state {
         found.push(ChainWarning::SavedState { path: path() });
     }

@@ -283,6 +283,7 @@ impl Target {
             size,
             body: Body::Vhd(Box::new(image)),
             file_writable: true,
+            warning: None,
         })))
     }
 

@@ -1,7 +1,7 @@
 //! New disk files, from a plan that can be shown first.
 
 use crate::{
-    chain::Chain,
+    chain::{Chain, MAX_DEPTH},
     error::OpenError,
     fs::{DiskFile, FileSystem, folder_of},
     layer::Layer,
@@ -131,6 +131,16 @@ pub enum CreateError {
         #[source]
         source: Box<OpenError>,
     },
+    /// The child could never be opened.
+    #[error(
+        "{} has {} disks in its chain, the most there may be; convert it into one file with `backstay disk convert` and go on from that",
+        parent.display(),
+        crate::chain::MAX_DEPTH
+    )]
+    TooDeep {
+        /// The parent.
+        parent: PathBuf,
+    },
     /// Only a VHD can be a parent.
     #[error("{} is a raw disk and cannot be the parent of a differencing disk; convert it to VHD first", parent.display())]
     RawParent {
@@ -199,7 +209,10 @@ impl NewDiskPlan {
                     source: Box::new(source),
                 })?;
                 let (size, spec) = match chain.top() {
-                    Some(top) => (top.size, parent_spec(fs, top, path)?),
+                    Some(top) => {
+                        room_for_child(&chain)?;
+                        (top.size, parent_spec(fs, top, path)?)
+                    }
                     None => return Err(CreateError::RawParent { parent: parent.clone() }),
                 };
                 (size, CreateKind::Differencing { block_size: *block_size, parent: spec }, Some(chain))
@@ -284,6 +297,16 @@ fn write_new(fs: &Arc<dyn FileSystem>, path: &Path, needed: u64, steps: &[Step])
     backstay_vhd::plan::execute(steps, temp.file().as_ref())
         .map_err(|source| CreateError::Write { path: path.to_owned(), source })?;
     temp.commit().map_err(|source| failed(path, source))
+}
+
+/// Refuses a child that would make its chain too deep to be opened.
+pub(crate) fn room_for_child(chain: &Chain) -> Result<(), CreateError> {
+    match chain.top() {
+        Some(top) if chain.layers.len() >= MAX_DEPTH => {
+            Err(CreateError::TooDeep { parent: top.path.clone() })
+        }
+        _ => Ok(()),
+    }
 }
 
 pub(crate) fn failed(path: &Path, source: io::Error) -> CreateError {

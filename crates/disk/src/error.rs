@@ -81,6 +81,21 @@ pub enum OpenError {
         /// Which file.
         path: PathBuf,
     },
+    /// Without it acknowledged writes would be missing.
+    #[error(
+        "{} cannot be opened safely: {} may hold the last writes of a process that died, and it cannot be read; make it accessible to this user, or remove it if those writes may be lost",
+        path.display(),
+        shadow.display()
+    )]
+    Shadow {
+        /// The disk.
+        path: PathBuf,
+        /// The shadow file.
+        shadow: PathBuf,
+        /// Why it cannot be read.
+        #[source]
+        source: io::Error,
+    },
     /// No candidate is the parent.
     #[error("{} cannot be used without its parent", child.display())]
     Parent {
@@ -99,7 +114,11 @@ pub enum OpenError {
         path: PathBuf,
     },
     /// More layers than allowed.
-    #[error("the chain of {} has more than {} disks; merge some of them", top.display(), crate::chain::MAX_DEPTH)]
+    #[error(
+        "the chain of {} has more than {} disks, the most there may be; shorten it with the program that made it",
+        top.display(),
+        crate::chain::MAX_DEPTH
+    )]
     TooDeep {
         /// Top of the chain.
         top: PathBuf,

@@ -1,6 +1,7 @@
 //! One file of a chain.
 
 use crate::{
+    chain::ChainWarning,
     error::OpenError,
     fs::{DiskFile, FileId, FileKind, FileSystem, LockKind, OpenMode},
     options::{DiskFormat, DiskOptions},
@@ -31,6 +32,8 @@ pub(crate) struct Layer {
     pub(crate) size: u64,
     /// The file was opened for writing, whether or not it is written to now.
     pub(crate) file_writable: bool,
+    /// What was strange when it was opened, beyond what the image says itself.
+    pub(crate) warning: Option<ChainWarning>,
 }
 
 #[derive(Debug)]
@@ -78,12 +81,14 @@ impl Layer {
                     return Err(OpenError::Empty { path });
                 }
                 let size = len.next_multiple_of(SECTOR);
-                Ok(Self { path, file, body: Body::Raw(Raw::default()), size, file_writable: mode.writable })
+                let body = Body::Raw(Raw::default());
+                Ok(Self { path, file, body, size, file_writable: mode.writable, warning: None })
             }
             DiskFormat::Vhd => {
-                let image = open_image(fs, &path, &file, mode.writable, options)?;
+                let (image, warning) = open_image(fs, &path, &file, mode.writable, options)?;
                 let size = image.info().size;
-                Ok(Self { path, file, body: Body::Vhd(Box::new(image)), size, file_writable: mode.writable })
+                let body = Body::Vhd(Box::new(image));
+                Ok(Self { path, file, body, size, file_writable: mode.writable, warning })
             }
         }
     }
@@ -94,7 +99,7 @@ impl Layer {
         fs: &Arc<dyn FileSystem>,
         options: &DiskOptions,
     ) -> Result<Self, OpenError> {
-        let image = open_image(fs, &self.path, &self.file, true, options)?;
+        let (image, warning) = open_image(fs, &self.path, &self.file, true, options)?;
         let size = image.info().size;
         Ok(Self {
             path: self.path.clone(),
@@ -102,6 +107,7 @@ impl Layer {
             body: Body::Vhd(Box::new(image)),
             size,
             file_writable: true,
+            warning,
         })
     }
 
@@ -232,34 +238,44 @@ fn open_image(
     file: &Arc<dyn DiskFile>,
     writable: bool,
     options: &DiskOptions,
-) -> Result<Image, OpenError> {
+) -> Result<Opened, OpenError> {
     let storage: Arc<dyn Storage> = Arc::clone(file) as Arc<dyn Storage>;
-    let open = |writable, shadow| {
+    let open = |writable, shadow: Option<ShadowFile>| {
+        let shadow = shadow.map(|shadow| Arc::new(shadow) as Arc<dyn Shadow>);
         let name = path.file_name().map(|name| name.to_string_lossy().into_owned());
         let how = OpenOptions { writable, size_rule: options.size_rule, name, shadow };
         Image::open(Arc::clone(&storage), &how)
             .map_err(|source| OpenError::Format { path: path.to_owned(), source })
     };
-    let Some(folder) = &options.runtime_dir else { return open(writable, None) };
+    let Some(folder) = &options.runtime_dir else { return Ok((open(writable, None)?, None)) };
     if !writable && !ShadowFile::exists(fs, folder, file.id()) {
-        return open(false, None);
+        return Ok((open(false, None)?, None));
     }
     // The shadow is known by the footer's id, so the file is looked at first.
     let looked = open(false, None)?;
-    let shadow = match shadow_key(file.id(), looked.info()) {
-        Some(key) if writable => ShadowFile::open(fs, folder, key).map(Some),
-        Some(key) => ShadowFile::adopt(fs, folder, key, OpenMode::Read),
-        None => Ok(None),
-    };
-    let shadow = shadow.map_err(|source| {
-        let path = folder.clone();
-        OpenError::Io { path, action: "use the folder for shadow files", source }
+    let Some(key) = shadow_key(file.id(), looked.info()) else { return Ok((open(writable, None)?, None)) };
+    let mode = if writable { OpenMode::ReadWrite } else { OpenMode::Read };
+    let left = ShadowFile::adopt(fs, folder, key, mode).map_err(|source| {
+        let shadow = ShadowFile::path(folder, file.id());
+        OpenError::Shadow { path: path.to_owned(), shadow, source }
     })?;
-    match (shadow, writable) {
-        (None, false) => Ok(looked),
-        (shadow, _) => open(writable, shadow.map(|shadow| Arc::new(shadow) as Arc<dyn Shadow>)),
+    match (left, writable) {
+        (None, false) => Ok((looked, None)),
+        (Some(left), _) => Ok((open(writable, Some(left))?, None)),
+        (None, true) => match ShadowFile::create(fs, folder, key) {
+            Ok(shadow) => Ok((open(true, Some(shadow))?, None)),
+            // Slower and as safe.
+            Err(error) => {
+                let (path, folder) = (path.to_owned(), folder.clone());
+                let warning = ChainWarning::NoShadow { path, folder, reason: error.to_string() };
+                Ok((open(true, None)?, Some(warning)))
+            }
+        },
     }
 }
+
+/// An image, and what was strange beyond what it says itself.
+type Opened = (Image, Option<ChainWarning>);
 
 /// The shadow a file has; only differencing disks have one.
 fn shadow_key(file: FileId, info: &ImageInfo) -> Option<ShadowKey> {

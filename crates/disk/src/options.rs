@@ -42,7 +42,8 @@ pub struct DiskOptions {
     /// Format of the file; by its name if not given. Parents are always VHD.
     pub format: Option<DiskFormat>,
     /// Folder for shadow files, best on a tmpfs. It is where bits of acknowledged writes survive the death of this
-    /// process. Without one each write that sets new bits of a differencing disk is synced before it is acknowledged.
+    /// process. Without one each write that sets new bits of a differencing disk is synced before it is acknowledged;
+    /// likewise, with a warning, if the folder cannot be used.
     pub runtime_dir: Option<PathBuf>,
     /// What absolute paths stored in disks of other machines mean on this host.
     pub path_map: Vec<PathMapping>,

@@ -8,7 +8,7 @@ use std::{
     path::{Path, PathBuf},
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicU32, Ordering::Acquire, Ordering::Relaxed, Ordering::Release},
+        atomic::{AtomicBool, AtomicU32, Ordering::Acquire, Ordering::Relaxed, Ordering::Release},
     },
 };
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, little_endian as le};
@@ -59,26 +59,34 @@ pub(crate) struct ShadowFile {
     slots: Vec<AtomicU32>,
     /// Taken while a slot is made ready for another table entry.
     claim: Mutex<()>,
+    /// A write into it failed, and that was told.
+    refused: AtomicBool,
 }
 
-/// Name of the shadow of a file.
-fn path_in(folder: &Path, file: FileId) -> PathBuf {
-    folder.join(format!("{:x}-{:x}.shadow", file.dev, file.inode))
+fn is_absent(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
 }
 
 impl ShadowFile {
     /// Opens the shadow that a dead process left for this disk file, if there is one that is still true. One of an
     /// earlier boot or of another file with the same number is ignored, and removed when opened for writing.
+    ///
+    /// # Errors
+    /// If there is one that cannot be read: what it holds is not known then.
     pub(crate) fn adopt(
         fs: &Arc<dyn FileSystem>,
         folder: &Path,
         key: ShadowKey,
         mode: OpenMode,
     ) -> io::Result<Option<Self>> {
-        let path = path_in(folder, key.file);
+        let path = Self::path(folder, key.file);
         let file = match fs.open(&path, mode) {
             Ok(file) => file,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) if is_absent(&error) => return Ok(None),
+            // No process of this user can have left one in a folder that this user may not even look into.
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied && fs.metadata(&path).is_err() => {
+                return Ok(None);
+            }
             Err(error) => return Err(error),
         };
         let mut bytes = [0; size_of::<Header>()];
@@ -90,30 +98,37 @@ impl ShadowFile {
         if complete && bytes == Self::header(fs, key)?.as_bytes() {
             return Ok(Some(Self::over(fs, path, file, key)));
         }
-        if mode == OpenMode::ReadWrite {
-            fs.remove(&path)?;
+        if mode == OpenMode::ReadWrite
+            && let Err(error) = fs.remove(&path)
+        {
+            tracing::warn!(path = %path.display(), %error, "cannot remove a shadow file that is void");
         }
         Ok(None)
     }
 
-    /// Adopts a shadow or creates an empty one.
-    pub(crate) fn open(fs: &Arc<dyn FileSystem>, folder: &Path, key: ShadowKey) -> io::Result<Self> {
-        if let Some(shadow) = Self::adopt(fs, folder, key, OpenMode::ReadWrite)? {
-            return Ok(shadow);
-        }
+    /// Creates an empty one.
+    pub(crate) fn create(fs: &Arc<dyn FileSystem>, folder: &Path, key: ShadowKey) -> io::Result<Self> {
         fs.create_dir_all(folder)?;
-        let path = path_in(folder, key.file);
+        let path = Self::path(folder, key.file);
         let file = fs.create_new(&path)?;
         let shadow = Self::over(fs, path, file, key);
-        shadow.file.set_len(shadow.slot_at(key.blocks))?;
-        // Last, so that a file without a header is known to be unfinished.
-        shadow.file.write_at(Self::header(fs, key)?.as_bytes(), 0)?;
+        if let Err(error) = shadow.begin() {
+            let _without_header_it_is_void = fs.remove(&shadow.path);
+            return Err(error);
+        }
         Ok(shadow)
+    }
+
+    fn begin(&self) -> io::Result<()> {
+        self.file.set_len(self.slot_at(self.key.blocks))?;
+        // Last, so that a file without a header is known to be unfinished.
+        self.file.write_at(Self::header(&self.fs, self.key)?.as_bytes(), 0)
     }
 
     fn over(fs: &Arc<dyn FileSystem>, path: PathBuf, file: Arc<dyn DiskFile>, key: ShadowKey) -> Self {
         let slots = (0..key.blocks).map(|_| AtomicU32::new(0)).collect();
-        Self { fs: Arc::clone(fs), path, file, key, slots, claim: Mutex::default() }
+        let (claim, refused) = (Mutex::default(), AtomicBool::new(false));
+        Self { fs: Arc::clone(fs), path, file, key, slots, claim, refused }
     }
 
     fn header(fs: &Arc<dyn FileSystem>, key: ShadowKey) -> io::Result<Header> {
@@ -154,9 +169,25 @@ impl ShadowFile {
         Ok(())
     }
 
+    fn put_bits(&self, block: u32, bat_sector: u32, first_byte: usize, bytes: &[u8]) -> io::Result<()> {
+        let known = self.slots.get(block as usize).ok_or_else(|| Self::outside(block))?;
+        if first_byte as u64 + bytes.len() as u64 > u64::from(self.key.bitmap_bytes) {
+            return Err(Self::outside(block));
+        }
+        if known.load(Acquire) != bat_sector {
+            self.claim_slot(block, bat_sector, known)?;
+        }
+        self.file.write_at(bytes, self.slot_at(block) + SLOT_HEAD + first_byte as u64)
+    }
+
+    /// Where the shadow of a file is.
+    pub(crate) fn path(folder: &Path, file: FileId) -> PathBuf {
+        folder.join(format!("{:x}-{:x}.shadow", file.dev, file.inode))
+    }
+
     /// Whether a file of that name is there.
     pub(crate) fn exists(fs: &Arc<dyn FileSystem>, folder: &Path, file: FileId) -> bool {
-        fs.metadata(&path_in(folder, file)).is_ok()
+        fs.metadata(&Self::path(folder, file)).is_ok()
     }
 
     fn outside(block: u32) -> io::Error {
@@ -166,14 +197,12 @@ impl ShadowFile {
 
 impl Shadow for ShadowFile {
     fn put(&self, block: u32, bat_sector: u32, first_byte: usize, bytes: &[u8]) -> io::Result<()> {
-        let known = self.slots.get(block as usize).ok_or_else(|| Self::outside(block))?;
-        if first_byte as u64 + bytes.len() as u64 > u64::from(self.key.bitmap_bytes) {
-            return Err(Self::outside(block));
-        }
-        if known.load(Acquire) != bat_sector {
-            self.claim_slot(block, bat_sector, known)?;
-        }
-        self.file.write_at(bytes, self.slot_at(block) + SLOT_HEAD + first_byte as u64)
+        self.put_bits(block, bat_sector, first_byte, bytes).inspect_err(|error| {
+            if !self.refused.swap(true, Relaxed) {
+                let path = self.path.display();
+                tracing::warn!(%path, %error, "no space for a write's bits in memory; such writes are flushed one by one");
+            }
+        })
     }
 
     fn load(&self) -> io::Result<Vec<ShadowSlot>> {
@@ -226,7 +255,7 @@ mod tests {
     fn bits_outlive_the_opening_and_a_moved_block_starts_empty() {
         let folder = tempfile::tempdir().unwrap();
         let fs = HostFs::shared();
-        let shadow = ShadowFile::open(&fs, folder.path(), key(1)).unwrap();
+        let shadow = ShadowFile::create(&fs, folder.path(), key(1)).unwrap();
         shadow.put(3, 159, 10, &[0xf0, 0x0f]).unwrap();
         shadow.put(4999, 8000, 511, &[1]).unwrap();
         shadow.put(7, 100, 0, &[0xff; 512]).unwrap();
@@ -256,15 +285,16 @@ mod tests {
     fn the_shadow_of_another_file_or_boot_is_removed() {
         let folder = tempfile::tempdir().unwrap();
         let fs = HostFs::shared();
-        ShadowFile::open(&fs, folder.path(), key(1)).unwrap().put(1, 1, 0, &[1]).unwrap();
+        ShadowFile::create(&fs, folder.path(), key(1)).unwrap().put(1, 1, 0, &[1]).unwrap();
         let other = ShadowKey { unique_id: [8; 16], ..key(1) };
         assert!(ShadowFile::adopt(&fs, folder.path(), other, OpenMode::ReadWrite).unwrap().is_none());
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
 
-        let shadow = ShadowFile::open(&fs, folder.path(), key(1)).unwrap();
+        let shadow = ShadowFile::create(&fs, folder.path(), key(1)).unwrap();
         shadow.put(1, 1, 0, &[1]).unwrap();
         shadow.file.write_at(&[0xee; 16], 24).unwrap(); // the boot id
         assert!(ShadowFile::adopt(&fs, folder.path(), key(1), OpenMode::Read).unwrap().is_none());
-        assert!(ShadowFile::open(&fs, folder.path(), key(1)).unwrap().load().unwrap().is_empty());
+        assert!(ShadowFile::adopt(&fs, folder.path(), key(1), OpenMode::ReadWrite).unwrap().is_none());
+        assert!(ShadowFile::create(&fs, folder.path(), key(1)).unwrap().load().unwrap().is_empty());
     }
 }

@@ -10,7 +10,7 @@
 
 use crate::{
     chain::Chain,
-    create::{CreateError, Identity, create_child},
+    create::{CreateError, Identity, create_child, room_for_child},
     disk::{DRAIN, Disk},
     error::OpenError,
     fs::LockKind,
@@ -102,7 +102,11 @@ impl Disk {
     /// # Errors
     /// [`CreateError`]; a raw disk can have no child.
     pub fn prepare_child(&self, path: &Path, identity: Identity) -> Result<(), CreateError> {
-        let top = self.chain.enter().top().cloned();
+        let top = {
+            let chain = self.chain.enter();
+            room_for_child(&chain)?;
+            chain.top().cloned()
+        };
         let top =
             top.ok_or_else(|| CreateError::Io { path: path.to_owned(), source: MetaError::Closed.into() })?;
         create_child(&self.fs, &top, path, identity)

@@ -196,7 +196,7 @@ fn parent_findings(parent: &ParentLink, findings: &mut Vec<Finding>) {
     let named =
         !parent.unicode_name.is_empty() || parent.locators.iter().any(|locator| locator.path.is_some());
     if !named {
-        let text = "the disk stores no path to its parent; `disk reparent` sets one";
+        let text = "the disk stores no path to its parent, so the parent cannot be found";
         findings.push(finding(Severity::Warning, "parent-path", text));
     }
 }

@@ -96,7 +96,7 @@ pub enum CreateError {
     #[error("the size {0} is not a multiple of 512 bytes above zero")]
     UnalignedSize(u64),
     /// Past the limit.
-    #[error("the size {0} is more than a VHD can hold (2040 GiB, {MAX_SIZE} bytes); use VHDX")]
+    #[error("the size {0} is more than a VHD can hold (2040 GiB, {MAX_SIZE} bytes); make it smaller, or raw")]
     TooLarge(u64),
     /// Not usable.
     #[error("the block size {0} is not a power of two between 512 KiB and 64 MiB")]

@@ -27,7 +27,9 @@ pub enum OpenError {
     )]
     NotVhd,
     /// A VHDX was given.
-    #[error("this is a VHDX, not a VHD; open it as VHDX")]
+    #[error(
+        "this is a VHDX, not a VHD, and VHDX is not supported; convert it with `qemu-img convert -f vhdx -O raw` and that to VHD with `backstay disk convert`"
+    )]
     IsVhdx,
     /// Xen's tools stopped in the middle.
     #[error(
@@ -90,7 +92,7 @@ pub enum OpenError {
     },
     /// Two structures share bytes.
     #[error(
-        "{first} and {second} overlap at offset {offset}: the file is corrupt; `disk check` lists the damage"
+        "{first} and {second} overlap at offset {offset}: the file is corrupt; `backstay disk check` lists the damage"
     )]
     Overlap {
         /// The one that starts first.
@@ -142,7 +144,9 @@ pub enum MetaError {
     #[error("there is no space left for another block")]
     NoSpace(#[source] io::Error),
     /// Sector numbers end.
-    #[error("the file would grow past 2 TiB, where VHD block addresses end; convert the disk to VHDX")]
+    #[error(
+        "the file would grow past 2 TiB, where VHD block addresses end; convert the disk to raw, which has no such end"
+    )]
     TooLarge,
     /// The file could not be read or written.
     #[error("cannot {action} at offset {offset}")]

@@ -148,7 +148,7 @@ pub enum Warning {
 impl fmt::Display for Warning {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let cured = |repaired: &bool| {
-            if *repaired { "; repaired" } else { "; `disk check --repair` writes it again" }
+            if *repaired { "; repaired" } else { "; `backstay disk check --repair` writes it again" }
         };
         match self {
             Self::TrailingFooterBad { repaired } => {

@@ -127,15 +127,13 @@ impl fmt::Display for ParentError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "the parent disk {} was not found; ", self.unique_id)?;
         if self.tried.is_empty() {
-            return f.write_str("the disk stores no path to it; name it with `disk reparent`");
+            return f.write_str("the disk stores no path to it; set one with the program that made the disk");
         }
         f.write_str("tried")?;
         for tried in &self.tried {
             write!(f, "\n  {} ({}): {}", tried.path.display(), tried.source, tried.reason)?;
         }
-        f.write_str(
-            "\nput the file at one of these places, add a path mapping, or name it with `disk reparent`",
-        )
+        f.write_str("\nput the parent, or a symbolic link to it, at one of these places")
     }
 }
 

@@ -23,7 +23,7 @@ pub trait Shadow: Send + Sync + Debug {
     /// another one, all its other bytes become zero. Calls for one block never overlap in time.
     ///
     /// # Errors
-    /// As the memory below; the write is then not acknowledged.
+    /// As the memory below; the disk is then flushed before the write is acknowledged.
     fn put(&self, block: u32, bat_sector: u32, first_byte: usize, bytes: &[u8]) -> io::Result<()>;
 
     /// Every slot in use.

@@ -123,7 +123,7 @@ impl Image {
         self.check_writable()?;
         let Some(sparse) = &self.sparse else { return Ok(()) };
         let SparseKind::Differencing(diff) = &sparse.kind else { return Ok(()) };
-        let mut synced = false;
+        let (mut synced, mut unshadowed) = (false, false);
         for part in sparse.blocks.parts(ticket.offset, ticket.len) {
             let entry = sparse.entry(part.block);
             let bits = self.bits(sparse, diff, part.block, entry)?;
@@ -135,9 +135,8 @@ impl Image {
                 Some(shadow) => {
                     let mut pending = bits.lock();
                     let (first, bytes) = bits.bytes_with(start, end);
-                    shadow
-                        .put(part.block, entry, first, &bytes)
-                        .meta_context("note a write in the shadow of block", u64::from(part.block))?;
+                    // No room there is no reason to fail the write: its bits then reach the file by a flush.
+                    unshadowed |= shadow.put(part.block, entry, first, &bytes).is_err();
                     // Pending before live: whoever sees a live bit that is not pending knows that its data was there
                     // before the last flush began.
                     if bits.pend(&mut pending, start, end) {
@@ -154,7 +153,7 @@ impl Image {
                 }
             }
         }
-        Ok(())
+        if unshadowed { self.flush() } else { Ok(()) }
     }
 
     /// Without a shadow: the data is durable, so the bits go to the file now.

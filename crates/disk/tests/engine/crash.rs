@@ -276,6 +276,9 @@ fn power_loss(seed: u64, arm: impl Fn(&SimFs, &mut Rng)) -> Result<(), String> {
     let mut rng = Rng::new(seed);
     let depth = u128::from(rng.below(3));
     let mut machine = Machine::new(&mut rng, depth, true);
+    if rng.one_in(4) {
+        machine.fs.power().fill_memory_after(rng.below(60));
+    }
     arm(&machine.fs, &mut rng);
     machine.run(&mut rng, 60);
     let after = machine.fs.power_cut(seed);
@@ -341,6 +344,9 @@ fn process_death(seed: u64, shadow: bool) -> Result<(), String> {
     if !shadow {
         machine.disk.close().map_err(|error| report(&error))?;
         machine.disk = Disk::open_on(shared(&machine.fs), &machine.top, DiskOptions::default()).unwrap();
+    }
+    if rng.one_in(4) {
+        machine.fs.power().fill_memory_after(rng.below(60));
     }
     let mut acknowledged = machine.model.sectors.clone();
     machine.fs.power().die_after_operations(rng.below(300));

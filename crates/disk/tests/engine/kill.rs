@@ -1,12 +1,12 @@
 //! kill -9 of a real process that serves a real chain: every acknowledged sector must be there.
 
-use crate::support::{assert_same, child_of, dynamic, folder, open, stamp, with_shadow};
+use crate::support::{assert_same, child_of, dynamic, folder, open, other_process, stamp, with_shadow};
 use backstay_disk::{Backend, DiskOptions};
 use backstay_vhd::testing::Rng;
 use std::{
     io::{BufRead, BufReader, Write},
     path::Path,
-    process::{Command, Stdio},
+    process::Stdio,
 };
 
 const SECTORS: u64 = 8192;
@@ -39,8 +39,7 @@ fn kill_and_compare(depth: usize, shadow: bool, seed: u64) {
         child_of(&top, &child);
         top = child;
     }
-    let mut command = Command::new(std::env::current_exe().unwrap());
-    command.args(["--ignored", "--exact", "kill::victim", "--nocapture"]);
+    let mut command = other_process("kill::victim");
     command.env("BACKSTAY_VICTIM", &top).env("BACKSTAY_SEED", seed.to_string());
     if shadow {
         command.env("BACKSTAY_SHADOW", folder.path().join("shadow"));

@@ -5,10 +5,11 @@
 mod chain;
 mod convert;
 mod crash;
+mod fallback;
 mod host;
 mod kill;
+mod leftovers;
 mod model;
-mod oracle;
 mod simfs;
 mod space;
 mod stress;

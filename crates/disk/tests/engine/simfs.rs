@@ -45,6 +45,8 @@ struct PowerState {
     dies_at_operation: Option<u64>,
     dies_at_flush: Option<u64>,
     swallow: Option<u64>,
+    memory_writes: u64,
+    memory_full_at: Option<u64>,
 }
 
 impl Power {
@@ -64,6 +66,21 @@ impl Power {
     pub fn swallow_flush(&self, count: u64) {
         let mut state = self.state.lock().unwrap();
         state.swallow = Some(state.flushes + count);
+    }
+
+    /// From the `count`th write below `/run` from now on there is no space left there.
+    pub fn fill_memory_after(&self, count: u64) {
+        let mut state = self.state.lock().unwrap();
+        state.memory_full_at = Some(state.memory_writes + count);
+    }
+
+    fn memory_write(&self) -> io::Result<()> {
+        let mut state = self.state.lock().unwrap();
+        state.memory_writes += 1;
+        match state.memory_full_at {
+            Some(full_at) if state.memory_writes > full_at => Err(io::ErrorKind::StorageFull.into()),
+            _ => Ok(()),
+        }
     }
 
     fn alive(&self) -> io::Result<()> {
@@ -162,13 +179,14 @@ impl SimFs {
         Ok(())
     }
 
-    fn opened(&self, inode: u64) -> Arc<dyn DiskFile> {
+    fn opened(&self, path: &Path, inode: u64) -> Arc<dyn DiskFile> {
         let mut openings = self.locks.openings.lock().unwrap();
         *openings += 1;
         Arc::new(SimFile {
             storage: Arc::clone(&self.names().files[&inode]),
             inode,
             opening: *openings,
+            in_memory: path.starts_with("/run"),
             power: Arc::clone(&self.power),
             locks: Arc::clone(&self.locks),
         })
@@ -186,7 +204,7 @@ fn apply(names: &mut BTreeMap<PathBuf, u64>, change: &[(PathBuf, Option<u64>)]) 
 
 impl FileSystem for SimFs {
     fn open(&self, path: &Path, _mode: OpenMode) -> io::Result<Arc<dyn DiskFile>> {
-        Ok(self.opened(self.inode(path)?))
+        Ok(self.opened(path, self.inode(path)?))
     }
 
     fn create_new(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
@@ -196,7 +214,7 @@ impl FileSystem for SimFs {
         let inode = self.names().files.keys().last().copied().unwrap_or(0) + 1;
         self.change(vec![(path.to_owned(), Some(inode))])?;
         self.names().files.insert(inode, SimStorage::new());
-        Ok(self.opened(inode))
+        Ok(self.opened(path, inode))
     }
 
     fn rename(&self, from: &Path, to: &Path, replace: bool) -> io::Result<()> {
@@ -269,6 +287,7 @@ struct SimFile {
     storage: Arc<SimStorage>,
     inode: u64,
     opening: u64,
+    in_memory: bool,
     power: Arc<Power>,
     locks: Arc<Locks>,
 }
@@ -292,6 +311,9 @@ impl Storage for SimFile {
 
     fn write_at(&self, buf: &[u8], offset: u64) -> io::Result<()> {
         self.power.operation()?;
+        if self.in_memory {
+            self.power.memory_write()?;
+        }
         self.storage.write_at(buf, offset)
     }
 

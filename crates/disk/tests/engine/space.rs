@@ -7,10 +7,10 @@ use backstay_disk::{Backend, Disk, DiskOptions, NewDisk};
 use std::{io, path::Path, process::Command};
 
 /// A tiny tmpfs, gone with the value. `None`, and a printed line, where mounting is not allowed.
-struct Mount(tempfile::TempDir);
+pub struct Mount(tempfile::TempDir);
 
 impl Mount {
-    fn new(size: &str) -> Option<Self> {
+    pub fn new(size: &str) -> Option<Self> {
         let folder = tempfile::tempdir().unwrap();
         let options = format!("size={size}");
         let mounted =
@@ -22,13 +22,13 @@ impl Mount {
         None
     }
 
-    fn remount(&self, options: &str) {
+    pub fn remount(&self, options: &str) {
         let done =
             Command::new("mount").args(["-o", &format!("remount,{options}")]).arg(self.0.path()).status();
         assert!(done.unwrap().success());
     }
 
-    fn path(&self) -> &Path {
+    pub fn path(&self) -> &Path {
         self.0.path()
     }
 }

@@ -3,6 +3,7 @@
 use backstay_disk::{Backend, Disk, DiskOptions, Identity, NewDisk, create_disk, fs::HostFs};
 use std::{
     path::{Path, PathBuf},
+    process::Command,
     sync::Arc,
 };
 
@@ -69,6 +70,7 @@ pub fn assert_same(found: &[u8], expected: &[u8], what: &str) {
         );
     }
 }
+
 /// Content that tells its place and its writer in every sector.
 pub fn stamp(offset: u64, len: u64, writer: u64) -> Vec<u8> {
     let mut bytes = Vec::new();
@@ -79,6 +81,24 @@ pub fn stamp(offset: u64, len: u64, writer: u64) -> Vec<u8> {
         bytes.extend(one);
     }
     bytes
+}
+
+/// This test program, to be run as another process that does one of its ignored tests.
+pub fn other_process(test: &str) -> Command {
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command.args(["--ignored", "--exact", test, "--nocapture"]);
+    command
+}
+
+/// What 7-Zip reads from a disk, through its whole chain.
+pub fn seven_zip(path: &Path) -> Vec<u8> {
+    let out = folder();
+    let mut command = Command::new("7zz");
+    command.args(["x", "-tVHD", "-y"]).arg(format!("-o{}", out.path().display())).arg(path);
+    let run = command.output().unwrap();
+    assert!(run.status.success(), "7zz {}: {}", path.display(), String::from_utf8_lossy(&run.stdout));
+    let only = std::fs::read_dir(out.path()).unwrap().next().unwrap().unwrap().path();
+    std::fs::read(only).unwrap()
 }
 
 /// Whether a program is there; says so if not.

@@ -172,7 +172,7 @@ fn every_path_tried_is_told_with_its_reason() {
   /vm/Base/disk.vhd (the relative path stored in the disk): it is another disk, 00000000-0000-0000-0000-000000000063
   /import/Base/disk.vhd (the absolute path stored in the disk, through the path map): this is not a VHD
   /vm/Snapshots/disk.vhd (the stored file name, in the folder of the disk): there is no such file
-put the file at one of these places, add a path mapping, or name it with `disk reparent`"
+put the parent, or a symbolic link to it, at one of these places"
     );
 }
 
