@@ -82,7 +82,7 @@ fn nothing_is_overwritten_and_bad_values_are_usage_errors() {
         (&["info", "gone.vhd"], 3, "gone.vhd"),
         (&["info", "there.vhd"], 5, "not a VHD"),
         (&["info", "there"], 3, "there"),
-        (&["check", "there.vhd"], 5, "1 errors"),
+        (&["check", "there.vhd"], 5, "has 1 error"),
         (&["convert", "there.vhd", "x.raw"], 5, "there.vhd"),
         (&["convert", "gone.vhd", "x.raw"], 3, "gone.vhd"),
         (&["create", "x.raw", "--size", "1G", "--type", "fixed"], 2, "--type"),
@@ -130,6 +130,26 @@ fn what_is_converted_reads_the_same_everywhere() {
         assert_eq!(output.stdout, content(), "{}", err(&output));
     }
     assert!(std::fs::metadata(dir.join("dynamic.vhd")).unwrap().len() < 3 << 20, "zeros take no space");
+}
+
+#[test]
+fn a_new_file_has_the_format_that_its_name_says_or_none() {
+    let folder = tempfile::tempdir().unwrap();
+    let dir = folder.path();
+    std::fs::write(dir.join("r.raw"), content()).unwrap();
+    for (args, text) in [
+        (&["create", "a.qcow2", "--size", "1M"][..], "does not tell the format"),
+        (&["create", "a", "--size", "1M"], "does not tell the format"),
+        (&["convert", "r.raw", "a.vmdk"], "does not tell the format"),
+        (&["convert", "r.raw", "a.vhdx"], "VHDX is not supported"),
+    ] {
+        let output = disk(dir, args);
+        assert!(matches!(output.status.code(), Some(2 | 5)), "{args:?}: {}", err(&output));
+        assert!(err(&output).contains(text), "{args:?}: {}", err(&output));
+    }
+    assert_eq!(std::fs::read_dir(dir).unwrap().count(), 1, "nothing is made");
+    assert!(disk(dir, &["create", "a.data", "--size", "1M", "--format", "vhd"]).status.success());
+    assert!(disk(dir, &["info", "a.data", "--format", "vhd"]).status.success());
 }
 
 #[test]

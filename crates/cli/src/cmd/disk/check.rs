@@ -113,7 +113,10 @@ fn check_chain(args: &CheckArgs, report: &mut Report) -> anyhow::Result<()> {
         }
         Err(error @ OpenError::InUse { .. }) => return Err(error.into()),
         Err(error) => {
-            report.findings.push(finding(Severity::Error, format!("{:#}", anyhow::Error::new(error))))
+            // One line of a table: what was tried for the parent comes in several.
+            let text = format!("{:#}", anyhow::Error::new(error));
+            let lines: Vec<&str> = text.lines().map(str::trim).collect();
+            report.findings.push(finding(Severity::Error, lines.join("; ")))
         }
     }
     report.findings.sort_by_key(|finding| std::cmp::Reverse(finding.severity));
@@ -136,13 +139,19 @@ fn tell(context: &Context, args: &CheckArgs, report: &Report) -> anyhow::Result<
         Format::Table | Format::Wide if rows.is_empty() => context.note("no errors were found"),
         format => output::list(format, &rows, &COLUMNS, |row| row.rule.clone())?,
     }
-    let count = |severity| report.findings.iter().filter(|f| f.severity == severity).count();
+    let count = |severity, word: &str| match report.findings.iter().filter(|f| f.severity == severity).count()
+    {
+        1 => format!("1 {word}"),
+        more => format!("{more} {word}s"),
+    };
     let path = args.path.display();
     match report.worst() {
         None | Some(Severity::Note) => Ok(()),
         Some(Severity::Warning) => {
-            Err(Fail::degraded(format!("{path} has {} warnings", count(Severity::Warning))))
+            Err(Fail::degraded(format!("{path} has {}", count(Severity::Warning, "warning"))))
         }
-        Some(Severity::Error) => Err(Fail::conflict(format!("{path} has {} errors", count(Severity::Error)))),
+        Some(Severity::Error) => {
+            Err(Fail::conflict(format!("{path} has {}", count(Severity::Error, "error"))))
+        }
     }
 }

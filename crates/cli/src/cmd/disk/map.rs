@@ -1,13 +1,14 @@
 //! `disk map`
 
-use super::files::{FormatArgs, OneFile};
+use super::files::FormatArgs;
 use crate::context::Context;
 use crate::output::{self, Column};
-use backstay_disk::{Disk, DiskFormat, OpenError};
-use backstay_vhd::map::{MapKind, MapRange, map};
+use backstay_disk::fs::HostFs;
+use backstay_disk::{Disk, DiskFormat, DiskOptions, map_file};
+use backstay_vhd::map::{MapKind, MapRange};
 use clap::{Args, ValueHint};
 use serde::Serialize;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 /// Arguments.
 #[derive(Debug, Args)]
@@ -69,35 +70,13 @@ pub fn run(context: &Context, args: &MapArgs) -> anyhow::Result<()> {
     let mut layers = Vec::new();
     for (depth, path) in files.iter().enumerate() {
         let format = if depth == 0 { top } else { DiskFormat::Vhd };
-        layers.push(Layer { path: path.clone(), ranges: own_ranges(path, format)? });
+        let options = DiskOptions { format: Some(format), ..args.format.read_only() };
+        layers.push(Layer { path: path.clone(), ranges: map_file(&HostFs::shared(), path, &options)? });
     }
     let size = layers.first().and_then(|top| top.ranges.last()).map_or(0, |last| last.offset + last.len);
     let mut ranges = Vec::new();
     resolve(&layers, 0, 0, size, &mut ranges);
     output::list(context.format, &ranges, &COLUMNS, |range| range.offset.to_string())
-}
-
-/// What one file holds of the disk.
-fn own_ranges(path: &Path, format: DiskFormat) -> anyhow::Result<Vec<MapRange>> {
-    let file = OneFile::open(path, false)?;
-    if format == DiskFormat::Vhd {
-        return Ok(map(&file.image()?)?);
-    }
-    let failed = |source| OpenError::Io { path: path.into(), action: "find the holes of", source };
-    let end = file.file.len().map_err(failed)?;
-    let mut ranges = Vec::new();
-    let mut at = 0;
-    while at < end {
-        let data = file.file.next_data(at).map_err(failed)?.unwrap_or(end).clamp(at, end);
-        let (next, kind) = if data > at {
-            (data, MapKind::Hole { file_offset: at })
-        } else {
-            (file.file.next_hole(at).map_err(failed)?.clamp(at + 1, end), MapKind::Data { file_offset: at })
-        };
-        ranges.push(MapRange { offset: at, len: next - at, kind });
-        at = next;
-    }
-    Ok(ranges)
 }
 
 /// Adds the range as the chain from `depth` on resolves it. At most 256 layers deep.
