@@ -1,5 +1,5 @@
 //! Looking at files that nobody serves: whether they are sound, where their bytes are. Files are open and
-//! locked only while a function runs.
+//! locked only while a function runs. `served` looks at a disk that is being served.
 
 use crate::{
     error::OpenError,
@@ -88,7 +88,7 @@ pub fn check_file(fs: &Arc<dyn FileSystem>, path: &Path, options: &DiskOptions) 
     Ok(check(file.as_ref() as &dyn Storage, &how(path, options)))
 }
 
-fn how(path: &Path, options: &DiskOptions) -> OpenOptions {
+pub(crate) fn how(path: &Path, options: &DiskOptions) -> OpenOptions {
     let name = path.file_name().map(|name| name.to_string_lossy().into_owned());
     OpenOptions { name, size_rule: options.size_rule, ..OpenOptions::default() }
 }

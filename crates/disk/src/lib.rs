@@ -38,6 +38,7 @@ mod options;
 mod parent;
 mod quiesce;
 mod seams;
+mod served;
 mod shadow;
 mod stats;
 mod status;
@@ -46,6 +47,8 @@ mod temp;
 mod walk;
 mod write;
 mod zero;
+
+pub use backstay_vhd::check::Report;
 
 pub use backend::{Backend, BlockStatus, ZeroMode};
 pub use chain::{ChainWarning, MAX_DEPTH};
@@ -56,5 +59,6 @@ pub use error::OpenError;
 pub use inspect::{MapError, check_file, map_file};
 pub use options::{DiskFormat, DiskOptions};
 pub use seams::{ChangedRanges, WriteGate};
+pub use served::{DiskRange, FileRange};
 pub use stats::DiskStats;
 pub use switch::{Switch, SwitchError, Switched, switch_all, switch_back_all};
