@@ -70,6 +70,8 @@ fn nothing() -> DiskCheck {
 }
 
 fn of_chain(severity: &str, text: String) -> DiskFinding {
+    // One line of a table: what was tried for a parent comes in several.
+    let text = text.lines().map(str::trim).collect::<Vec<_>>().join("; ");
     DiskFinding { severity: severity.into(), rule: "chain".into(), repairable: false, text }
 }
 
