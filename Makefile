@@ -49,8 +49,8 @@ lint: ## format, tidy, clippy, and cargo-deny where it is installed
 fmt: ## format everything
 	@cargo fmt --all
 
-bench: deps ## measure against qemu-nbd and qemu-img, write docs/benchmarks.md
-	@scripts/optional.sh bench
+bench: deps ## measure against QEMU and its tools, write docs/benchmarks.md (BENCH_ARGS=--quick: a few minutes)
+	@scripts/optional.sh bench $(BENCH_ARGS)
 
 fuzz: deps ## run the fuzz targets (FUZZ_SECONDS each, needs a nightly toolchain)
 	@scripts/optional.sh fuzz

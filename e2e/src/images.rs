@@ -2,10 +2,10 @@
 
 use std::path::PathBuf;
 
-fn target() -> PathBuf {
+/// The first of the folders around this executable (target/debug/deps, target/debug, target …) that has such a file.
+fn around(file: &str) -> Option<PathBuf> {
     let exe = std::env::current_exe().expect("the path of this executable");
-    // target/debug/deps/it-… → target
-    exe.ancestors().nth(3).expect("cargo's target folder").to_path_buf()
+    exe.ancestors().skip(1).take(3).map(|folder| folder.join(file)).find(|path| path.is_file())
 }
 
 /// The executable under test.
@@ -13,14 +13,9 @@ fn target() -> PathBuf {
 /// # Panics
 /// When it was not built.
 pub(crate) fn backstay() -> PathBuf {
-    let path =
-        std::env::var_os("BACKSTAY_BIN").map_or_else(|| target().join("debug/backstay"), PathBuf::from);
-    assert!(
-        path.is_file(),
-        "{} is missing: run `cargo build -p backstay-cli` (make test does)",
-        path.display()
-    );
-    path
+    let path = std::env::var_os("BACKSTAY_BIN").map(PathBuf::from).or_else(|| around("backstay"));
+    path.filter(|path| path.is_file())
+        .expect("no `backstay` beside this executable: run `cargo build -p backstay-cli` (make test does)")
 }
 
 /// The microguest's raw disk, 1 MiB.
@@ -29,18 +24,15 @@ pub(crate) fn backstay() -> PathBuf {
 /// When it was not built.
 #[must_use]
 pub fn microguest_image() -> PathBuf {
-    let path = target().join("guest/microguest.img");
-    assert!(path.is_file(), "{} is missing: run `target/debug/xtask guest` (make test does)", path.display());
-    path
+    around("guest/microguest.img").expect("no microguest: run `target/debug/xtask guest` (make test does)")
 }
 
 /// The Linux guest's raw disk; `None` (and a printed line) where its packages could not be had.
 #[must_use]
 pub fn linux_image() -> Option<PathBuf> {
-    let path = target().join("guest/linux.img");
-    if path.is_file() {
-        return Some(path);
+    let path = around("guest/linux.img");
+    if path.is_none() {
+        println!("skipped: there is no Linux guest here (`xtask guest` builds it, or says why not)");
     }
-    println!("skipped: there is no Linux guest here ({} is missing; `xtask guest` says why)", path.display());
-    None
+    path
 }

@@ -132,7 +132,7 @@ fn happening(kind: &'static str, reason: String) -> Happening<'static> {
     Happening { kind, who: "backstay", reason, before: None, after: None }
 }
 
-pub(crate) fn assemble(config: Config) -> Result<Result<Arc<App>, StoreError>, Failure> {
+fn assemble(config: Config) -> Result<Result<Arc<App>, StoreError>, Failure> {
     let host = Host::new(&config.qemu, &config.state_dir)?;
     let executable = match &config.worker {
         Some(executable) => executable.clone(),
@@ -148,7 +148,6 @@ pub(crate) fn assemble(config: Config) -> Result<Result<Arc<App>, StoreError>, F
         inventory: Inventory::default(),
         events: EventHub::new(store.clone()),
         workers: Workers::new(executable, config.run_dir.join("vms")),
-        chains: Arc::default(),
         host,
         store,
         config,

@@ -13,8 +13,10 @@ use crate::{
     },
 };
 
-/// An extent grows to this many bytes of block data.
-const MAX_EXTENT: u64 = 64 << 20;
+/// An extent grows to this many bytes of block data: each one costs a sync, which all writers of new blocks wait for.
+const MAX_EXTENT: u64 = 256 << 20;
+/// An extent has this many times the blocks of the one before.
+const GROWTH: u32 = 4;
 
 const FOOTER: u64 = FOOTER_LEN as u64;
 
@@ -98,7 +100,7 @@ impl Allocator {
             other => other,
         })?;
         self.left = count;
-        self.step = count.saturating_mul(2);
+        self.step = count.saturating_mul(GROWTH);
         Ok(())
     }
 

@@ -15,6 +15,7 @@ usage: cargo run -p xtask -- COMMAND
 
   tidy       check what the compiler cannot: crate arrows, purity, sizes, wording
   guest      build the test guests into target/guest (exit code 3: no Linux guest, its packages cannot be had)
+  microguest build only the small one, which needs no packages
   fixtures   unpack the disk images that came from other systems into target/fixtures
   run        start a daemon with the demo guest on this machine
   stop       end what `run` started
@@ -30,6 +31,7 @@ fn main() -> ExitCode {
         "guest" => {
             guest::run().map(|linux| if linux { ExitCode::SUCCESS } else { ExitCode::from(NO_LINUX_GUEST) })
         }
+        "microguest" => guest::micro().map(|()| ExitCode::SUCCESS),
         "fixtures" => fixtures::run().map(|()| ExitCode::SUCCESS),
         "run" => host::run().map(|()| ExitCode::SUCCESS),
         "stop" => host::stop().map(|()| ExitCode::SUCCESS),

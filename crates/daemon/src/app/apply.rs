@@ -9,7 +9,6 @@ use super::checkpoint::decide;
 use super::checkpoint_run::{make_children, take};
 use super::cleanup::{abandoned_layers, delete_files};
 use super::power::end_machine;
-use super::settle::settle_before;
 use super::start::{Beginning, launch};
 use super::{Accepted, App, Call, Done, check_verb, vm_task};
 use crate::durable;
@@ -138,7 +137,7 @@ async fn run(
     checkpoint: CheckpointId,
     body: CheckpointApply,
 ) -> Done {
-    let machine = settle_before(&app, &context, id).await?;
+    let machine = app.inventory.get(id)?;
     check_verb(&machine, VmVerb::ApplyCheckpoint)?;
     let target = target(&machine, checkpoint)?;
     context.progress(2, "checking the checkpoint");

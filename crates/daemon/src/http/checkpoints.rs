@@ -40,9 +40,10 @@ async fn create(
     Segment(vm): Segment<String>,
     ChangeWith(call, body): ChangeWith<CheckpointCreate>,
 ) -> Answer {
-    Ok(app
-        .once(call, |app, call| async move { app::create_checkpoint(&app, &vm, body, &call).await })
-        .await?)
+    match app.repeated(&call).await? {
+        Some(former) => Ok(former),
+        None => Ok(app::create_checkpoint(&app, &vm, body, &call).await?),
+    }
 }
 
 /// Go to a checkpoint
@@ -58,12 +59,10 @@ async fn apply(
     Segment((vm, checkpoint)): Segment<(String, String)>,
     ChangeWith(call, body): ChangeWith<CheckpointApply>,
 ) -> Answer {
-    Ok(app
-        .once(
-            call,
-            |app, call| async move { app::apply_checkpoint(&app, &vm, &checkpoint, body, &call).await },
-        )
-        .await?)
+    match app.repeated(&call).await? {
+        Some(former) => Ok(former),
+        None => Ok(app::apply_checkpoint(&app, &vm, &checkpoint, body, &call).await?),
+    }
 }
 
 /// Go back to the latest checkpoint
@@ -76,5 +75,8 @@ async fn revert(
     Segment(vm): Segment<String>,
     ChangeWith(call, body): ChangeWith<CheckpointApply>,
 ) -> Answer {
-    Ok(app.once(call, |app, call| async move { app::revert(&app, &vm, body, &call).await }).await?)
+    match app.repeated(&call).await? {
+        Some(former) => Ok(former),
+        None => Ok(app::revert(&app, &vm, body, &call).await?),
+    }
 }

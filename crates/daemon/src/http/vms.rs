@@ -9,8 +9,8 @@ use axum::extract::State;
 use axum::http::header;
 use axum::response::IntoResponse;
 use backstay_api::{
-    MutateQuery, Plan, Problem, ProblemCode, Task, Vm, VmCreate, VmDelete, VmList, VmQuery, VmRegister,
-    VmRename, VmStart, VmUpdate,
+    MutateQuery, Plan, Problem, Task, Vm, VmCreate, VmDelete, VmList, VmQuery, VmRegister, VmRename, VmStart,
+    VmUpdate,
 };
 use backstay_model::VmVerb;
 use backstay_worker::control::Request;
@@ -56,7 +56,10 @@ async fn list(State(app): Shared, Params(query): Params<VmQuery>) -> Json<VmList
     responses((status = 202, description = "Accepted", body = Task), (status = 200, description = "Dry run", body = Plan),
         (status = "default", description = "A problem", body = Problem, content_type = "application/problem+json")))]
 async fn create(State(app): Shared, ChangeWith(call, body): ChangeWith<VmCreate>) -> Answer {
-    Ok(app.once(call, |app, call| async move { app::create_vm(&app, body, &call).await }).await?)
+    match app.repeated(&call).await? {
+        Some(former) => Ok(former),
+        None => Ok(app::create_vm(&app, body, &call).await?),
+    }
 }
 
 /// Bring back the machines of a folder
@@ -65,7 +68,10 @@ async fn create(State(app): Shared, ChangeWith(call, body): ChangeWith<VmCreate>
     responses((status = 202, description = "Accepted", body = Task), (status = 200, description = "Dry run", body = Plan),
         (status = "default", description = "A problem", body = Problem, content_type = "application/problem+json")))]
 async fn register(State(app): Shared, ChangeWith(call, body): ChangeWith<VmRegister>) -> Answer {
-    Ok(app.once(call, |app, call| async move { app::register(&app, body, &call).await }).await?)
+    match app.repeated(&call).await? {
+        Some(former) => Ok(former),
+        None => Ok(app::register(&app, body, &call).await?),
+    }
 }
 
 /// Show a virtual machine
@@ -88,7 +94,10 @@ async fn update(
     Segment(vm): Segment<String>,
     ChangeWith(call, body): ChangeWith<VmUpdate>,
 ) -> Answer {
-    Ok(app.once(call, |app, call| async move { app::update_vm(&app, &vm, body, &call).await }).await?)
+    match app.repeated(&call).await? {
+        Some(former) => Ok(former),
+        None => Ok(app::update_vm(&app, &vm, body, &call).await?),
+    }
 }
 
 /// Delete a virtual machine
@@ -104,7 +113,10 @@ async fn delete(
     Params(query): Params<VmDelete>,
     Change(call): Change,
 ) -> Answer {
-    Ok(app.once(call, |app, call| async move { app::delete_vm(&app, &vm, query, &call).await }).await?)
+    match app.repeated(&call).await? {
+        Some(former) => Ok(former),
+        None => Ok(app::delete_vm(&app, &vm, query, &call).await?),
+    }
 }
 
 /// Rename a virtual machine
@@ -117,7 +129,10 @@ async fn rename(
     Segment(vm): Segment<String>,
     ChangeWith(call, body): ChangeWith<VmRename>,
 ) -> Answer {
-    Ok(app.once(call, |app, call| async move { app::rename_vm(&app, &vm, body, &call).await }).await?)
+    match app.repeated(&call).await? {
+        Some(former) => Ok(former),
+        None => Ok(app::rename_vm(&app, &vm, body, &call).await?),
+    }
 }
 
 /// Power on
@@ -130,7 +145,10 @@ async fn start(
     Segment(vm): Segment<String>,
     ChangeWith(call, body): ChangeWith<VmStart>,
 ) -> Answer {
-    Ok(app.once(call, |app, call| async move { app::start_vm(&app, &vm, body, &call).await }).await?)
+    match app.repeated(&call).await? {
+        Some(former) => Ok(former),
+        None => Ok(app::start_vm(&app, &vm, body, &call).await?),
+    }
 }
 
 macro_rules! verb {
@@ -143,7 +161,10 @@ macro_rules! verb {
                 (status = "default", description = "A problem", body = Problem,
                     content_type = "application/problem+json")))]
         async fn $name(State(app): Shared, Segment(vm): Segment<String>, Change(call): Change) -> Answer {
-            Ok(app.once(call, |app, call| async move { app::$name(&app, &vm, &call).await }).await?)
+            match app.repeated(&call).await? {
+                Some(former) => Ok(former),
+                None => Ok(app::$name(&app, &vm, &call).await?),
+            }
         }
     };
 }
@@ -177,18 +198,14 @@ verb!(
 async fn screenshot(State(app): Shared, Segment(vm): Segment<String>) -> Result<impl IntoResponse, ApiError> {
     let machine = app.inventory.find(&vm)?;
     app::check_verb(&machine, VmVerb::Console)?;
-    // Alone, so that no picture is left when the caller hangs up.
-    let taken = tokio::spawn(async move {
-        let file = app.workers.run_folder(machine.id).join(format!("screen-{}.png", uuid::Uuid::new_v4()));
-        let request = Request::Screenshot { path: file.clone() };
-        let asked = app.workers.call(machine.id, request, Duration::from_secs(30)).await;
-        let read = tokio::fs::read(&file).await;
-        let _ = tokio::fs::remove_file(&file).await;
-        asked?;
-        read.map_err(|error| Failure::file("reading the picture", &file, error))
-    });
-    let fault =
-        |error| Failure::because(ProblemCode::Internal, "no picture was taken: see the daemon's log", error);
-    let bytes = taken.await.map_err(fault)??;
+    let file = app.workers.run_folder(machine.id).join(format!("screen-{}.png", uuid::Uuid::new_v4()));
+    let asked = app
+        .workers
+        .call(machine.id, Request::Screenshot { path: file.clone() }, Duration::from_secs(30))
+        .await;
+    let read = tokio::fs::read(&file).await;
+    let _ = tokio::fs::remove_file(&file).await;
+    asked?;
+    let bytes = read.map_err(|error| Failure::file("reading the picture", &file, error))?;
     Ok(([(header::CONTENT_TYPE, "image/png")], bytes))
 }

@@ -1,6 +1,6 @@
 # microguest: a boot sector with a command loop on the serial port.
 # Commands (no echo): p pong | c count in memory | rDDLLLLLLLL read a sector of BIOS drive DD | wDDLLLLLLLLVV fill it |
-# dNN dirty NN MiB | sNN sum them | eXXXXXXXX say it back | b burn | o power off. Numbers are hexadecimal;
+# dNN dirty NN MiB | sNN sum them | fNN dirty NN times 16 MiB | eXXXXXXXX say it back | b burn | o power off. Numbers are hexadecimal;
 # Escape gives up a command whose rest was lost.
 .code16
 .globl _start
@@ -39,6 +39,7 @@ loop:
   cmpb $'r',%al; je c_rd
   cmpb $'w',%al; je c_wr
   cmpb $'d',%al; je c_dirty
+  cmpb $'f',%al; je c_fill
   cmpb $'s',%al; je c_sum
   cmpb $'o',%al; je c_off
   cmpb $'b',%al; je c_burn
@@ -68,7 +69,9 @@ c_wr: call getarg; call rdhex2; movw $0x9000,%di; movw $512,%cx; rep stosb
 disk: movb udrv,%dl; movw $udap,%si; movw $1,2(%si); movb $0,%al; int $0x13; ret
 ioerr: pushw %ax; movb $'!',%al; call putc; popw %ax; movb %ah,%al; call hex8; call nl; jmp loop
 mib: call rdhex2; movzbl %al,%ecx; shll $18,%ecx; movl $0x100000,%edi; ret
-c_dirty: call mib; movl counter,%eax
+c_fill: call mib; shll $4,%ecx; jmp 16f
+c_dirty: call mib
+16: movl counter,%eax
 9: movl %eax,%fs:(%edi); addl $4,%edi; imull $1664525,%eax,%eax; addl $1013904223,%eax; decl %ecx; jnz 9b
   movb $'d',%al; call putc; call nl; jmp loop
 c_sum: call mib; xorl %eax,%eax

@@ -16,9 +16,8 @@ use std::path::{Path, PathBuf};
 
 /// Builds what is missing. `Ok(false)`: the Linux guest's packages are neither cached nor reachable.
 pub fn run() -> Result<bool> {
-    let place = target()?.join("guest");
-    fs::create_dir_all(&place).with_context(|| format!("cannot make {}", place.display()))?;
-    micro::build(&place).context("building the microguest")?;
+    micro()?;
+    let place = place()?;
     match packages::find(&place)? {
         Some(found) => {
             linux::build(&place, &found).context("building the Linux guest")?;
@@ -35,6 +34,17 @@ pub fn run() -> Result<bool> {
             Ok(false)
         }
     }
+}
+
+/// Builds the microguest if it is missing.
+pub fn micro() -> Result<()> {
+    micro::build(&place()?).context("building the microguest")
+}
+
+fn place() -> Result<PathBuf> {
+    let place = target()?.join("guest");
+    fs::create_dir_all(&place).with_context(|| format!("cannot make {}", place.display()))?;
+    Ok(place)
 }
 
 /// A short name for everything that goes into an image.

@@ -19,7 +19,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("cli", &["api", "daemon", "worker", "disk", "vhd", "model"]),
     ("xtask", &[]),
     ("e2e", &[]),
-    ("bench", &["disk", "vhd"]),
+    ("bench", &["disk", "e2e"]),
 ];
 
 pub fn check(root: &Path) -> Result<Vec<String>> {
