@@ -14,10 +14,12 @@ fuzz)
     [ -f fuzz/Cargo.toml ] || { echo "fuzz: there is no fuzz/ in this tree" >&2; exit 1; }
     cargo +nightly fuzz --version >/dev/null 2>&1 ||
         { echo "fuzz: needs a nightly toolchain and cargo-fuzz (cargo install --locked cargo-fuzz)" >&2; exit 1; }
+    # What is found stays out of the committed corpora, and with them out of `make test`.
     for target in $(cargo +nightly fuzz list); do
-        cargo +nightly fuzz run "$target" -- -max_total_time="${FUZZ_SECONDS:-60}" -print_final_stats=1
+        mkdir -p "fuzz/found/$target"
+        cargo +nightly fuzz run "$target" "fuzz/found/$target" "fuzz/corpus/$target" -- -max_total_time="${FUZZ_SECONDS:-60}" -print_final_stats=1
     done ;;
 soak)
-    SOAK_SECONDS=${SOAK_SECONDS:-600} exec cargo nextest run --workspace --profile soak --run-ignored only ;;
+    SOAK_SECONDS=${SOAK_SECONDS:-600} exec cargo nextest run --workspace --profile soak --run-ignored only -E 'test(/soak_/)' ;;
 *) echo "usage: $0 bench|fuzz|soak" >&2; exit 2 ;;
 esac

@@ -88,6 +88,83 @@ pub struct DiskLayer {
     pub file_size: u64,
 }
 
+/// Which part of a disk's map.
+#[derive(Clone, Debug, Serialize, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+pub struct DiskMapQuery {
+    /// Absolute path of the top file.
+    #[param(value_type = String)]
+    pub path: PathBuf,
+    /// Only what the named file holds; the rest is `parent`.
+    #[serde(default)]
+    pub layer: bool,
+    /// From here on, in bytes.
+    #[serde(default)]
+    pub offset: u64,
+    /// At most so many ranges, 1–100000; 10000 unless given.
+    #[serde(default)]
+    pub limit: Option<u32>,
+}
+
+/// Where the ranges of a disk are.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct DiskMap {
+    /// Bytes the guest sees.
+    pub size: u64,
+    /// In order and without gaps.
+    pub ranges: Vec<DiskRange>,
+    /// The offset to ask for next; none at the end.
+    pub next: Option<u64>,
+}
+
+/// A range of a disk.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct DiskRange {
+    /// Offset in the disk, in bytes.
+    pub offset: u64,
+    /// Bytes.
+    pub length: u64,
+    /// `data`; `hole`: it has a place in a file but takes no space; `zero`: in no file; `parent`: in a parent that was not
+    /// asked about.
+    pub kind: String,
+    /// Place in the chain of the file that holds it, 0 is the named one; for `data` and `hole`.
+    pub depth: Option<usize>,
+    /// That file.
+    #[schema(value_type = Option<String>)]
+    pub file: Option<PathBuf>,
+    /// Offset in that file, in bytes.
+    pub file_offset: Option<u64>,
+}
+
+/// What a check of a disk found.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct DiskCheck {
+    /// The file.
+    #[schema(value_type = String)]
+    pub path: PathBuf,
+    /// The disk can be used.
+    pub usable: bool,
+    /// Blocks in the file.
+    pub blocks: u32,
+    /// Bytes of the file that nothing refers to.
+    pub unused_bytes: u64,
+    /// Worst first.
+    pub findings: Vec<DiskFinding>,
+}
+
+/// One finding of a check.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct DiskFinding {
+    /// `note`, `warning` or `error`.
+    pub severity: String,
+    /// The rule that is broken, a short name.
+    pub rule: String,
+    /// A repair loses nothing.
+    pub repairable: bool,
+    /// In words.
+    pub text: String,
+}
+
 /// A machine that refers to a file.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct DiskHolder {

@@ -23,7 +23,10 @@ pub use client::{
     CallOptions, Client, ClientError, ConsoleKind, ConsoleStream, EventFilter, EventStream, Outcome,
     TaskFilter,
 };
-pub use disk::{DiskFile, DiskHolder, DiskLayer, DiskList, DiskQuery, DiskStats, VmDisk};
+pub use disk::{
+    DiskCheck, DiskFile, DiskFinding, DiskHolder, DiskLayer, DiskList, DiskMap, DiskMapQuery, DiskQuery,
+    DiskRange, DiskStats, VmDisk,
+};
 pub use event::{Event, EventList, EventQuery, ObjectKind, ObjectRef};
 pub use host::HostInfo;
 pub use plan::{Plan, PlanStep};

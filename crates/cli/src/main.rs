@@ -8,7 +8,7 @@ mod output;
 mod progress;
 mod tasks;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 use std::process::ExitCode;
 
 /// Runs virtual machines from VHD files in place, takes checkpoints of them while they run, and brings them back.
@@ -64,6 +64,8 @@ enum Noun {
     Host(cmd::host::HostCommand),
     /// Run the service that manages the machines of this host
     Daemon(cmd::daemon::DaemonArgs),
+    /// Print a completion script for a shell
+    Completions(cmd::completions::CompletionsArgs),
     /// Run one machine (started by the daemon)
     #[command(hide = true)]
     Worker(cmd::worker::WorkerArgs),
@@ -87,6 +89,7 @@ fn main() -> ExitCode {
         Noun::Event(command) => command.run(&context),
         Noun::Host(command) => command.run(&context),
         Noun::Daemon(args) => cmd::daemon::run(&args),
+        Noun::Completions(args) => cmd::completions::run(&args, Cli::command()),
         Noun::Worker(args) => return cmd::worker::run(&args).unwrap_or_else(|error| exit::report(&error)),
     };
     match result {

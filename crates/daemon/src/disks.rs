@@ -29,13 +29,18 @@ impl Chain {
     }
 }
 
+/// How files are opened to look at them.
+#[must_use]
+pub fn look_options() -> DiskOptions {
+    DiskOptions { runtime_dir: DiskOptions::default_runtime_dir(), ..DiskOptions::read_only() }
+}
+
 /// Opens a chain for reading, checks all its files, and closes it again.
 ///
 /// # Errors
 /// `not-found`, `in-use`, `damaged`, `denied`.
 pub fn probe(path: &Path) -> Result<Chain, Failure> {
-    let options = DiskOptions { runtime_dir: DiskOptions::default_runtime_dir(), ..DiskOptions::read_only() };
-    let disk = Disk::open(path, options).map_err(open_failure)?;
+    let disk = Disk::open(path, look_options()).map_err(open_failure)?;
     let infos = disk.chain();
     let warnings = disk.warnings().iter().map(ToString::to_string).collect();
     let _ = disk.close();
@@ -80,7 +85,9 @@ pub fn create_child(parent: &Path, child: &Path) -> Result<(), Failure> {
     create_disk(&fs::HostFs::shared(), child, &what, Identity::fresh()).map_err(create_failure)
 }
 
-fn open_failure(error: OpenError) -> Failure {
+/// The problem of a disk that cannot be opened.
+#[must_use]
+pub fn open_failure(error: OpenError) -> Failure {
     let (code, words) = match &error {
         OpenError::NotFound { .. } => (ProblemCode::NotFound, "a disk is missing"),
         OpenError::InUse { .. } => (ProblemCode::InUse, "a disk is in use"),

@@ -100,7 +100,8 @@ impl Host {
     pub async fn accelerator(&self, policy: AccelPolicy) -> Result<Choice, Failure> {
         let facts =
             self.accel.get_or_init(|| async { accel::host_facts(&self.qemu, &self.probe_cache).await }).await;
-        accel::choose(policy, facts).map_err(|refusal| Failure::precondition(refusal.to_string()))
+        accel::choose(policy, &facts.for_user(self.qemu_ids()))
+            .map_err(|refusal| Failure::precondition(refusal.to_string()))
     }
 
     /// Whether QEMU may track writes of a running guest, and why (not).

@@ -4,6 +4,7 @@
 //! machines by their folders, `workers` follows the processes of those that are on, `store` keeps tasks and events.
 
 mod app;
+mod chains;
 mod config;
 mod disks;
 mod durable;
@@ -14,6 +15,7 @@ mod http;
 mod inventory;
 mod layout;
 mod run;
+mod stamp;
 mod store;
 mod tasks;
 mod workers;

@@ -132,7 +132,7 @@ fn happening(kind: &'static str, reason: String) -> Happening<'static> {
     Happening { kind, who: "backstay", reason, before: None, after: None }
 }
 
-fn assemble(config: Config) -> Result<Result<Arc<App>, StoreError>, Failure> {
+pub(crate) fn assemble(config: Config) -> Result<Result<Arc<App>, StoreError>, Failure> {
     let host = Host::new(&config.qemu, &config.state_dir)?;
     let executable = match &config.worker {
         Some(executable) => executable.clone(),
@@ -148,6 +148,7 @@ fn assemble(config: Config) -> Result<Result<Arc<App>, StoreError>, Failure> {
         inventory: Inventory::default(),
         events: EventHub::new(store.clone()),
         workers: Workers::new(executable, config.run_dir.join("vms")),
+        chains: Arc::default(),
         host,
         store,
         config,

@@ -4,7 +4,7 @@
 //! writes matters, so the metadata of a growing target is not synced on the way.
 
 use crate::{
-    chain::Chain,
+    chain::{Chain, ChainWarning},
     create::{CreateError, Identity, NewDisk, NewDiskPlan},
     disk::read_chain,
     error::OpenError,
@@ -100,12 +100,14 @@ pub struct Progress {
 }
 
 /// What a conversion did.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ConvertReport {
     /// Size of the disk in bytes.
     pub size: u64,
     /// Bytes that were written; the rest are zeros.
     pub copied: u64,
+    /// What was strange about the source.
+    pub warnings: Vec<ChainWarning>,
 }
 
 /// Why a conversion failed. No file is left.
@@ -171,7 +173,7 @@ pub fn convert(
     target.finish().map_err(|source| write_error(request, source))?;
     let commit = if request.durable { temp.commit() } else { temp.commit_unsynced() };
     commit.map_err(|source| write_error(request, source))?;
-    Ok(ConvertReport { size, copied: copied.into_inner() })
+    Ok(ConvertReport { size, copied: copied.into_inner(), warnings: chain.warnings })
 }
 
 /// What [`convert`] would do, as far as can be told without reading the content: zeros that it finds on the way it leaves

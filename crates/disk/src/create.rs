@@ -5,7 +5,7 @@ use crate::{
     error::OpenError,
     fs::{DiskFile, FileSystem, folder_of},
     layer::Layer,
-    options::{DiskFormat, DiskOptions},
+    options::DiskOptions,
     temp::TempFile,
 };
 use backstay_vhd::{
@@ -336,12 +336,6 @@ fn relative(folder: &Path, file: &Path) -> PathBuf {
     let shared = folder.components().zip(file.components()).take_while(|(a, b)| a == b).count();
     let up = folder.components().skip(shared).map(|_| Component::ParentDir);
     up.chain(file.components().skip(shared)).collect()
-}
-
-/// The format a new file gets by its name, VHD if the name does not tell.
-#[must_use]
-pub fn format_for_new(path: &Path) -> DiskFormat {
-    DiskFormat::of_name(path).unwrap_or(DiskFormat::Vhd)
 }
 
 #[cfg(test)]

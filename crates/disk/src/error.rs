@@ -2,7 +2,10 @@
 
 use crate::fs::Holder;
 use backstay_vhd::parent::ParentError;
-use std::{fmt, io, path::PathBuf};
+use std::{
+    fmt, io,
+    path::{Path, PathBuf},
+};
 
 /// Why a chain cannot be opened.
 #[derive(Debug, thiserror::Error)]
@@ -53,7 +56,7 @@ pub enum OpenError {
     },
     /// The name does not tell the format.
     #[error(
-        "the name {} does not tell the format; only .vhd, .avhd, .raw, .img and .iso do. Say the format, vhd or raw (it is never guessed from content that a guest can write)",
+        "the name {} does not tell the format; only .vhd, .avhd, .raw, .img and .iso do. Rename the file, or say the format, vhd or raw (it is never guessed from content that a guest can write)",
         path.display()
     )]
     UnknownFormat {
@@ -137,8 +140,21 @@ impl fmt::Display for Who<'_> {
 }
 
 impl OpenError {
+    /// For a file whose name does not tell its format: some names tell at least why not.
+    #[must_use]
+    pub fn of_unknown_name(path: &Path) -> Self {
+        use backstay_vhd::OpenError::{IsVhdx, SplitDisk};
+        let path = path.to_owned();
+        let extension = path.extension().and_then(|text| text.to_str()).unwrap_or_default();
+        match extension.to_ascii_lowercase().as_str() {
+            "vhdx" | "avhdx" => Self::Format { path, source: IsVhdx },
+            other if backstay_vhd::is_split_extension(other) => Self::Format { path, source: SplitDisk },
+            _ => Self::UnknownFormat { path },
+        }
+    }
+
     /// Sorts an error of the file system.
-    pub(crate) fn from_io(path: &std::path::Path, action: &'static str, source: io::Error) -> Self {
+    pub(crate) fn from_io(path: &Path, action: &'static str, source: io::Error) -> Self {
         let path = path.to_owned();
         match source.kind() {
             io::ErrorKind::NotFound => Self::NotFound { path },

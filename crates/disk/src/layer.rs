@@ -303,6 +303,6 @@ pub(crate) fn format_of(
     let meta = fs.metadata(path).map_err(|error| OpenError::from_io(path, "look at", error))?;
     match meta.kind {
         FileKind::BlockDevice => Ok(DiskFormat::Raw),
-        _ => Err(OpenError::UnknownFormat { path: path.to_owned() }),
+        _ => Err(OpenError::of_unknown_name(path)),
     }
 }

@@ -38,6 +38,7 @@ mod options;
 mod parent;
 mod quiesce;
 mod seams;
+mod served;
 mod shadow;
 mod stats;
 mod status;
@@ -47,18 +48,17 @@ mod walk;
 mod write;
 mod zero;
 
+pub use backstay_vhd::check::Report;
+
 pub use backend::{Backend, BlockStatus, ZeroMode};
 pub use chain::{ChainWarning, MAX_DEPTH};
 pub use convert::{ConvertError, ConvertReport, ConvertRequest, ConvertTo, Progress, convert, plan_convert};
-pub use create::{
-    CreateError, DEFAULT_BLOCK_SIZE, Identity, NewDisk, NewDiskPlan, create_disk, format_for_new,
-};
+pub use create::{CreateError, DEFAULT_BLOCK_SIZE, Identity, NewDisk, NewDiskPlan, create_disk};
 pub use disk::{CloseError, Disk, LayerInfo};
 pub use error::OpenError;
-pub use inspect::{
-    ChainInfo, DiskRange, FileRange, MapError, RepairError, check_file, info, map, repair_file,
-};
+pub use inspect::{MapError, check_file, map_file};
 pub use options::{DiskFormat, DiskOptions};
 pub use seams::{ChangedRanges, WriteGate};
+pub use served::{DiskRange, FileRange};
 pub use stats::DiskStats;
 pub use switch::{Switch, SwitchError, Switched, switch_all, switch_back_all};

@@ -12,6 +12,10 @@ use crate::argv::Accel;
 use backstay_model::AccelPolicy;
 use serde::{Deserialize, Serialize};
 use std::fmt;
+use std::path::Path;
+
+/// The device of hardware virtualization.
+const KVM: &str = "/dev/kvm";
 
 /// What is known about `/dev/kvm`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,6 +26,8 @@ pub enum KvmDevice {
     Missing,
     /// This user may not open it.
     NotPermitted,
+    /// This user may open it, but not the one that QEMU runs as.
+    NotPermittedForQemu,
     /// Opening fails for another reason.
     Broken,
 }
@@ -82,6 +88,31 @@ pub struct Refusal {
     pub reason: String,
 }
 
+impl HostFacts {
+    /// The facts for a QEMU that runs as `uid_gid`; none: as this process.
+    #[must_use]
+    pub fn for_user(&self, uid_gid: Option<(u32, u32)>) -> Self {
+        self.for_user_of(Path::new(KVM), uid_gid)
+    }
+
+    fn for_user_of(&self, device: &Path, uid_gid: Option<(u32, u32)>) -> Self {
+        use std::os::unix::fs::MetadataExt;
+        let mut facts = self.clone();
+        let (Some((uid, gid)), KvmDevice::Opens) = (uid_gid, self.device) else { return facts };
+        let may = std::fs::metadata(device).is_ok_and(|node| {
+            let mode = node.mode();
+            uid == 0
+                || mode & 0o006 == 0o006
+                || (node.gid() == gid && mode & 0o060 == 0o060)
+                || (node.uid() == uid && mode & 0o600 == 0o600)
+        });
+        if !may && crate::process::device_group(device).is_none() {
+            facts.device = KvmDevice::NotPermittedForQemu;
+        }
+        facts
+    }
+}
+
 /// Decides. `accel=kvm` skips the checks that only guess (the processor's flags and the kind of KVM), so that an
 /// administrator who knows better can insist; what the probe measured stays a fact.
 ///
@@ -139,6 +170,9 @@ fn device_fault(device: KvmDevice) -> Option<String> {
              and load kvm_intel or kvm_amd)"
         }
         KvmDevice::NotPermitted => "this user may not open /dev/kvm (add it to the group 'kvm')",
+        KvmDevice::NotPermittedForQemu => {
+            "QEMU's user may not open /dev/kvm (give the file to the group 'kvm' with mode 0660)"
+        }
         KvmDevice::Broken => "/dev/kvm cannot be opened",
     };
     Some(text.to_owned())
@@ -183,6 +217,7 @@ mod tests {
         let cases = [
             (HostFacts { device: KvmDevice::Missing, ..good() }, "no /dev/kvm"),
             (HostFacts { device: KvmDevice::NotPermitted, ..good() }, "group 'kvm'"),
+            (HostFacts { device: KvmDevice::NotPermittedForQemu, ..good() }, "QEMU's user"),
             (HostFacts { device: KvmDevice::Broken, ..good() }, "cannot be opened"),
             (HostFacts { cpu_virtualization: false, ..good() }, "vmx"),
             (HostFacts { pvm: true, ..good() }, "kvm_pvm"),
@@ -194,6 +229,25 @@ mod tests {
             let choice = choose(AccelPolicy::Auto, &facts).unwrap();
             assert_eq!((choice.accel, choice.warning), (Accel::Tcg, true), "{facts:?}");
             assert!(choice.reason.contains(word), "{} lacks {word}", choice.reason);
+        }
+    }
+
+    #[test]
+    fn a_device_that_only_root_may_open_is_none_for_qemus_user() {
+        use std::os::unix::fs::PermissionsExt;
+        let dir = tempfile::tempdir().unwrap();
+        let device = dir.path().join("kvm");
+        std::fs::write(&device, "").unwrap();
+        let of = |mode: u32, user| {
+            std::fs::set_permissions(&device, std::fs::Permissions::from_mode(mode)).unwrap();
+            good().for_user_of(&device, user).device
+        };
+        let someone = Some((65_534, 65_534));
+        assert_eq!(of(0o600, someone), KvmDevice::NotPermittedForQemu);
+        assert_eq!(of(0o600, None), KvmDevice::Opens);
+        assert_eq!(of(0o666, someone), KvmDevice::Opens);
+        if std::os::unix::fs::chown(&device, None, Some(4242)).is_ok() {
+            assert_eq!(of(0o660, someone), KvmDevice::Opens, "its group is given to QEMU");
         }
     }
 

@@ -17,7 +17,6 @@ use serde::{Deserialize, Serialize};
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::OnceLock;
@@ -26,6 +25,10 @@ use tokio::io::unix::AsyncFd;
 
 /// util-linux, in every installation: gives QEMU a session of its own, keeping pid and parent.
 const SETSID: &str = "setsid";
+/// util-linux as well: becomes another user with just the groups it is told, keeping pid and parent.
+const SETPRIV: &str = "setpriv";
+/// What QEMU needs for hardware virtualization.
+const KVM: &str = "/dev/kvm";
 
 /// How to start QEMU.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -34,8 +37,8 @@ pub struct Spawn {
     pub qemu: PathBuf,
     /// From [`crate::argv::command_line`].
     pub args: Vec<String>,
-    /// User and group that QEMU runs as; none: as this process. All other groups are given up, so the group is the one
-    /// that may open `/dev/userfaultfd` and the sockets of the run folder.
+    /// User and group that QEMU runs as; none: as this process. The group is the one that may open `/dev/userfaultfd` and
+    /// the sockets of the run folder. All other groups are given up except the one that may open `/dev/kvm`.
     pub uid_gid: Option<(u32, u32)>,
 }
 
@@ -52,7 +55,7 @@ pub enum SpawnError {
         source: io::Error,
     },
     /// No such executable, or no right to run it or to become its user.
-    #[error("cannot start QEMU ({qemu}, through '{SETSID}' of util-linux)")]
+    #[error("cannot start QEMU ({qemu}, through '{SETSID}' and '{SETPRIV}' of util-linux)")]
     Start {
         /// The executable.
         qemu: PathBuf,
@@ -110,11 +113,11 @@ impl QemuProcess {
         let start = |source| SpawnError::Start { qemu: spawn.qemu.clone(), source };
         let log_too = log.try_clone().map_err(start)?;
         let mut command = Command::new(SETSID);
+        if let Some((uid, gid)) = spawn.uid_gid {
+            command.arg(SETPRIV).args(become_user(uid, gid, device_group(Path::new(KVM))));
+        }
         command.arg(&spawn.qemu).args(&spawn.args);
         command.stdin(Stdio::null()).stdout(log_too).stderr(log).current_dir("/");
-        if let Some((uid, gid)) = spawn.uid_gid {
-            command.uid(uid).gid(gid);
-        }
         let mut child = command.spawn().map_err(start)?;
         let pid = child.id();
         // Until somebody waits for the child its number cannot be used again, so opening by number is safe here.
@@ -211,6 +214,22 @@ impl QemuProcess {
     }
 }
 
+/// Options of `setpriv`. Capabilities go with the change of the user.
+fn become_user(uid: u32, gid: u32, more: Option<u32>) -> Vec<String> {
+    let mut options = vec![format!("--reuid={uid}"), format!("--regid={gid}")];
+    options.push(more.map_or_else(|| "--clear-groups".into(), |more| format!("--groups={more}")));
+    options
+}
+
+/// The group that may open a device and must be given for it: not root's, and only where not everybody may open it.
+#[must_use]
+pub fn device_group(device: &Path) -> Option<u32> {
+    use std::os::unix::fs::MetadataExt;
+    let node = std::fs::metadata(device).ok()?;
+    let (group, others) = (node.mode() & 0o060 == 0o060, node.mode() & 0o006 == 0o006);
+    (group && !others && node.gid() != 0).then(|| node.gid())
+}
+
 /// Opens a pidfd for a process that cannot vanish meanwhile, or whose identity the caller checks afterwards.
 fn watch(pid: u32) -> io::Result<QemuProcess> {
     let raw = i32::try_from(pid).ok().and_then(Pid::from_raw);
@@ -238,5 +257,55 @@ fn raise_open_files_limit() {
             setrlimit(Resource::Nofile, Rlimit { current: Some(wanted), maximum: limit.maximum })
     {
         tracing::warn!(%error, "cannot raise the limit of open files");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::PermissionsExt;
+
+    #[test]
+    fn only_a_group_that_is_needed_is_given() {
+        let dir = tempfile::tempdir().unwrap();
+        let device = dir.path().join("kvm");
+        assert_eq!(device_group(&device), None);
+        std::fs::write(&device, "").unwrap();
+        if std::os::unix::fs::chown(&device, None, Some(4242)).is_err() {
+            return println!("skipped: giving a file to another group needs root");
+        }
+        for (mode, group) in [(0o600, None), (0o660, Some(4242)), (0o666, None), (0o640, None)] {
+            std::fs::set_permissions(&device, std::fs::Permissions::from_mode(mode)).unwrap();
+            assert_eq!(device_group(&device), group, "{mode:o}");
+        }
+        std::os::unix::fs::chown(&device, None, Some(0)).unwrap();
+        std::fs::set_permissions(&device, std::fs::Permissions::from_mode(0o660)).unwrap();
+        assert_eq!(device_group(&device), None, "never root's group");
+    }
+
+    /// As QEMU is started: the same pid, the user, the groups, and no capability left.
+    #[test]
+    fn another_user_gets_just_its_groups() {
+        let shown = |more| {
+            let output = Command::new(SETSID)
+                .arg(SETPRIV)
+                .args(become_user(65534, 65533, more))
+                .args(["cat", "/proc/self/status"])
+                .output()
+                .unwrap();
+            output.status.success().then(|| String::from_utf8(output.stdout).unwrap())
+        };
+        let Some(status) = shown(Some(4242)) else {
+            return println!("skipped: becoming another user needs root");
+        };
+        let field = |status: &str, name: &str| -> Vec<String> {
+            let line = status.lines().find_map(|line| line.strip_prefix(name)).unwrap();
+            line.split_whitespace().map(str::to_owned).collect()
+        };
+        assert_eq!(field(&status, "Uid:"), ["65534"; 4]);
+        assert_eq!(field(&status, "Gid:"), ["65533"; 4]);
+        assert_eq!(field(&status, "Groups:"), ["4242"]);
+        assert_eq!(field(&status, "CapPrm:"), ["0000000000000000"]);
+        assert!(field(&shown(None).unwrap(), "Groups:").is_empty());
     }
 }

@@ -23,7 +23,7 @@ pub enum OpenError {
     },
     /// Neither a footer at the end nor a copy at the start.
     #[error(
-        "this is not a VHD: there is no footer at the end of the file and no copy at its start; a raw image has to be opened as raw"
+        "this is not a VHD: there is no footer at the end of the file and no copy at its start; say the format if it is a raw disk, and copy it again if it is a fixed VHD that was cut off"
     )]
     NotVhd,
     /// A VHDX was given.

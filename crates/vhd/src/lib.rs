@@ -38,7 +38,7 @@ pub use format::{
 };
 pub use image::{Image, ReadExtent, Source};
 pub use info::{ImageInfo, ParentLink, ParentLocator, Warning};
-pub use open::OpenOptions;
+pub use open::{OpenOptions, is_split_extension};
 pub use shadow::{Shadow, ShadowSlot};
 pub use storage::Storage;
 pub use write::{WriteExtent, WriteTicket};

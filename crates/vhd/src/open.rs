@@ -109,7 +109,12 @@ pub(crate) fn parse(
     options: &OpenOptions,
     damage: &mut Damage,
 ) -> Result<Parsed, OpenError> {
-    if options.name.as_deref().is_some_and(is_split_name) {
+    if options
+        .name
+        .as_deref()
+        .and_then(|name| name.rsplit_once('.'))
+        .is_some_and(|(_, ext)| is_split_extension(ext))
+    {
         return Err(OpenError::SplitDisk);
     }
     let len = storage.len().open_context("read the length of the file", 0)?;
@@ -369,10 +374,11 @@ fn complete(what: &str, needed: u64, data_end: u64, len: u64) -> Result<(), Open
     Err(OpenError::Truncated { what: what.to_owned(), needed, len })
 }
 
-/// Whether a file name is that of a later part of a split disk: `.v01` to `.v64`.
-fn is_split_name(name: &str) -> bool {
-    name.rsplit_once('.').is_some_and(|(_, ext)| match ext.as_bytes() {
+/// Whether a file name's extension is that of a later part of a split disk: `v01` to `v64`.
+#[must_use]
+pub fn is_split_extension(extension: &str) -> bool {
+    match extension.as_bytes() {
         [b'v' | b'V', tens, ones] => tens.is_ascii_digit() && ones.is_ascii_digit(),
         _ => false,
-    })
+    }
 }

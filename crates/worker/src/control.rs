@@ -67,6 +67,22 @@ pub enum Request {
     },
     /// Chain and statistics of the disks this worker holds.
     Disks,
+    /// Which file of a disk's chain holds what.
+    DiskMap {
+        /// Which disk.
+        slot: DriveSlot,
+        /// Only what its top file holds.
+        top_only: bool,
+        /// From here on, in bytes.
+        offset: u64,
+        /// At most so many ranges.
+        limit: usize,
+    },
+    /// Check the structures of a disk's top file and whether its chain is whole.
+    DiskCheck {
+        /// Which disk.
+        slot: DriveSlot,
+    },
 }
 
 /// Everything decided beforehand: the worker only acts.
@@ -171,6 +187,78 @@ pub enum Reply {
         /// One per disk.
         disks: Vec<DiskStatus>,
     },
+    /// To [`Request::DiskMap`].
+    DiskMap(DiskMap),
+    /// To [`Request::DiskCheck`].
+    DiskCheck(DiskCheck),
+}
+
+/// A part of a disk's map.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskMap {
+    /// Bytes the guest sees.
+    pub size: u64,
+    /// Files of the chain, top first.
+    pub chain: Vec<PathBuf>,
+    /// In order and without gaps.
+    pub ranges: Vec<MapRange>,
+}
+
+/// Where a range of a disk is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MapRange {
+    /// Offset in the disk, in bytes.
+    pub offset: u64,
+    /// Bytes.
+    pub length: u64,
+    /// How it is kept.
+    pub kind: MapKind,
+    /// Which file of the chain, 0 is the top; for `data` and `hole`.
+    #[serde(default)]
+    pub depth: Option<usize>,
+    /// Offset in that file, in bytes.
+    #[serde(default)]
+    pub file_offset: Option<u64>,
+}
+
+/// How a range of a disk is kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum MapKind {
+    /// In a file.
+    Data,
+    /// It has a place in a file but takes no space, and reads as zeros.
+    Hole,
+    /// In no file: it reads as zeros.
+    Zero,
+    /// In a parent that was not asked about.
+    Parent,
+}
+
+/// What a check found.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskCheck {
+    /// The disk can be used.
+    pub usable: bool,
+    /// Blocks in the top file.
+    pub blocks: u32,
+    /// Bytes of the file that nothing refers to.
+    pub unused_bytes: u64,
+    /// Worst first.
+    pub findings: Vec<DiskFinding>,
+}
+
+/// One finding of a check.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskFinding {
+    /// `note`, `warning` or `error`.
+    pub severity: String,
+    /// The rule that is broken, a short name.
+    pub rule: String,
+    /// A repair loses nothing.
+    pub repairable: bool,
+    /// In words.
+    pub text: String,
 }
 
 /// What a worker knows of its machine.
@@ -298,8 +386,6 @@ pub enum WorkerEvent {
     Adopted {
         /// QEMU's process.
         qemu_pid: u32,
-        /// How long the disks were not served, in milliseconds, if known.
-        gap_ms: Option<u64>,
     },
     /// A disk request failed and the guest was stopped before it could see it.
     StorageStalled {

@@ -173,6 +173,14 @@ impl DiskSet {
         self.hard_disks().map(of_drive).collect()
     }
 
+    /// The open disk at a place.
+    ///
+    /// # Errors
+    /// [`DisksError::NoDisk`].
+    pub fn disk(&self, slot: DriveSlot) -> Result<Arc<Disk>, DisksError> {
+        self.drive(slot).map(|drive| Arc::clone(&drive.disk))
+    }
+
     /// Makes the empty children, durably, and opens them: all that can be done while the guest runs. Blocks.
     ///
     /// # Errors

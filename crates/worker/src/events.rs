@@ -10,6 +10,8 @@ use tokio::sync::watch;
 
 /// Events kept in memory; older ones are read from the file.
 const RECENT: usize = 256;
+/// Length in bytes at which the file is shortened to the newest events: it lies in memory, and a machine may run for years.
+const MAX_LEN: u64 = 4 << 20;
 
 /// Appends events to a file and lets readers follow. Events outlive the process (they are in the page cache), not the
 /// host: after a power loss no machine of this run exists anyway.
@@ -25,6 +27,7 @@ struct Inner {
     file: File,
     recent: VecDeque<EventFrame>,
     last: u64,
+    len: u64,
 }
 
 impl Spool {
@@ -43,7 +46,12 @@ impl Spool {
         let skip = events.len().saturating_sub(RECENT);
         Ok(Self {
             path: path.into(),
-            inner: Mutex::new(Inner { file, recent: events.into_iter().skip(skip).collect(), last }),
+            inner: Mutex::new(Inner {
+                file,
+                recent: events.into_iter().skip(skip).collect(),
+                last,
+                len: good_len,
+            }),
             last: watch::Sender::new(last),
         })
     }
@@ -60,6 +68,7 @@ impl Spool {
         let frame = EventFrame { seq: inner.last + 1, at_unix_ms, event };
         let written = serde_json::to_vec(&frame).map_err(io::Error::from).and_then(|mut line| {
             line.push(b'\n');
+            inner.len += line.len() as u64;
             inner.file.write_all(&line)
         });
         if let Err(error) = written {
@@ -70,11 +79,24 @@ impl Spool {
             inner.recent.pop_front();
         }
         inner.recent.push_back(frame.clone());
+        if inner.len > MAX_LEN
+            && let Err(error) = self.start_anew(&mut inner)
+        {
+            tracing::error!(%error, "the event file could not be shortened");
+        }
         self.last.send_replace(frame.seq);
         frame
     }
 
-    /// Events after number `after`, oldest first.
+    /// Replaces the file by the newest events.
+    fn start_anew(&self, inner: &mut Inner) -> io::Result<()> {
+        shorten(&self.path, 0)?;
+        inner.file = OpenOptions::new().read(true).append(true).open(&self.path)?;
+        inner.len = inner.file.metadata()?.len();
+        Ok(())
+    }
+
+    /// Events after number `after`, oldest first, as far back as they are kept.
     ///
     /// # Errors
     /// As the file system, when they are no longer in memory.
@@ -184,6 +206,20 @@ mod tests {
         let kept = read_spool(&path, 0).unwrap();
         assert_eq!((kept.len(), kept.last().unwrap().seq), (RECENT, 400));
         assert_eq!(Spool::open(&path).unwrap().append(0, warning("y")).seq, 401);
+    }
+
+    #[test]
+    fn the_file_of_a_machine_that_runs_for_years_stays_short() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("events.jsonl");
+        let spool = Spool::open(&path).unwrap();
+        for n in 0..600 {
+            spool.append(n, warning(&"x".repeat(10_000)));
+        }
+        assert!(std::fs::metadata(&path).unwrap().len() <= MAX_LEN);
+        let kept = spool.after(0).unwrap();
+        assert!(kept.len() >= RECENT && kept.last().unwrap().seq == 600, "{}", kept.len());
+        assert!(kept.windows(2).all(|pair| pair[1].seq == pair[0].seq + 1), "no gap among those");
     }
 
     #[test]

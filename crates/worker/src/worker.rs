@@ -7,6 +7,7 @@ use crate::durable;
 use crate::events::Spool;
 use crate::instance;
 use crate::lock;
+use crate::logs;
 use crate::owner::{End, Owner, Parts};
 use crate::report::chain_of;
 use crate::run_dir::{RunDir, restrict_new_files, share_with};
@@ -72,6 +73,7 @@ async fn serve(run: RunDir, record: LaunchRecord) -> Result<End> {
     let (ending, ended) = watch::channel(false);
     let control = listen(&run.worker())?;
     let server = tokio::spawn(server::serve(control, calls, Arc::clone(&spool), ended));
+    tokio::spawn(logs::keep_short(run.clone()));
     let end = run_machine(run, record, Arc::clone(&spool), received).await;
     ending.send_replace(true);
     let _ = tokio::time::timeout(FAREWELL, server).await;
@@ -99,14 +101,15 @@ async fn run_machine(
         Err(error) => return Err(error).context("QEMU lives, but its disks cannot be served"),
     };
     let (serial, port) = watch::channel(None);
-    tokio::spawn(console::serve(listen(&run.console())?, port));
+    let past = found.as_ref().map(|_| console::past_of(&run.serial_log())).unwrap_or_default();
+    tokio::spawn(console::serve(listen(&run.console())?, port, past));
     let parts = Parts { run, record, spool, disks: Arc::new(disks), accel, instance, serial, calls };
     Ok(Owner::new(parts).run(found).await)
 }
 
 async fn choose_accel(run: &RunDir, record: &LaunchRecord) -> Result<Choice> {
     let facts = accel::host_facts(&record.qemu, &accel_cache(run)).await;
-    Ok(accel::choose(record.spec.accel, &facts)?)
+    Ok(accel::choose(record.spec.accel, &facts.for_user(record.qemu_uid_gid))?)
 }
 
 /// The result of the probe is the host's, not the machine's: next to all run folders.

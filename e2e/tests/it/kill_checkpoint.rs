@@ -109,7 +109,7 @@ fn a_worker_that_is_killed_leaves_whole_checkpoints() {
         });
         host.wait_idle();
         written.push((name, byte));
-        guest = wait_for("the guest's console", || Micro::attach(&host.console("m")).ok());
+        guest = Micro::attach(&host.console("m")).unwrap();
         guest.expect(FIRST, 0x100, byte);
     }
     host.ok(&["checkpoint", "create", "m", "last"]);

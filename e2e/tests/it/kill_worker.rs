@@ -14,7 +14,8 @@ fn next_guest(host: &Host, old: u64) -> Micro {
         let new = vm["run"]["worker_pid"].as_u64().filter(|pid| *pid != old)?;
         (vm["state"] == "running").then_some(new)
     });
-    wait_for("the guest's console", || Micro::attach(&host.console("m")).ok())
+    // Its console listens before it answers the daemon, and holds what is typed until the guest is there.
+    Micro::attach(&host.console("m")).unwrap()
 }
 
 fn killed_while_writing(slot: &str) {
@@ -55,6 +56,8 @@ fn killed_while_writing(slot: &str) {
         verify(&mut guest, &acknowledged, round);
     }
     assert_eq!(guest.count(), 2, "the guest never stopped being itself");
+    let history = host.ok(&["event", "list", "--vm", "m"]);
+    assert!(history.contains("its disks were not served for"), "{history}");
     host.ok(&["vm", "turn-off", "m"]);
     check_disks(&host);
 }

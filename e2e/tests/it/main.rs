@@ -6,6 +6,7 @@
 mod bad_input;
 mod checkpoint;
 mod full_disk;
+mod held_disks;
 mod kill_checkpoint;
 mod kill_daemon;
 mod kill_qemu;

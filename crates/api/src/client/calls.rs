@@ -2,9 +2,9 @@
 
 use super::{CallOptions, Client, ClientError, EventFilter, Outcome, TaskFilter};
 use crate::{
-    CheckpointApply, CheckpointCreate, CheckpointList, DiskFile, DiskList, DiskQuery, EventList, HostInfo,
-    Task, TaskList, TaskWaitQuery, Vm, VmCreate, VmDelete, VmList, VmQuery, VmRegister, VmRename, VmStart,
-    VmUpdate,
+    CheckpointApply, CheckpointCreate, CheckpointList, DiskCheck, DiskFile, DiskList, DiskMap, DiskMapQuery,
+    DiskQuery, EventList, HostInfo, Task, TaskList, TaskWaitQuery, Vm, VmCreate, VmDelete, VmList, VmQuery,
+    VmRegister, VmRename, VmStart, VmUpdate,
 };
 use backstay_model::{CheckpointId, TaskId, VmId};
 use reqwest::Method;
@@ -225,6 +225,22 @@ impl Client {
     /// `not-found`, `invalid`.
     pub async fn disk_file(&self, path: &Path) -> Result<DiskFile, ClientError> {
         self.call(Method::GET, &["disks"]).query(&DiskQuery { path: path.into() }).get().await
+    }
+
+    /// Where the ranges of a disk are, also while a machine writes to it.
+    ///
+    /// # Errors
+    /// `not-found`, `invalid`, `damaged`, `in-use` (by somebody who is no machine of this host).
+    pub async fn disk_map(&self, query: &DiskMapQuery) -> Result<DiskMap, ClientError> {
+        self.call(Method::GET, &["disks", "map"]).query(query).get().await
+    }
+
+    /// Looks for damage in a disk, also while a machine writes to it.
+    ///
+    /// # Errors
+    /// As [`Client::disk_map`], but damage is told in the answer.
+    pub async fn disk_check(&self, path: &Path) -> Result<DiskCheck, ClientError> {
+        self.call(Method::GET, &["disks", "check"]).query(&DiskQuery { path: path.into() }).get().await
     }
 }
 

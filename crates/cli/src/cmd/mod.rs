@@ -1,6 +1,7 @@
 //! One module per noun.
 
 pub mod checkpoint;
+pub mod completions;
 pub mod daemon;
 pub mod disk;
 pub mod event;

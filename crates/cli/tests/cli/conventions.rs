@@ -31,6 +31,22 @@ fn usage_errors_exit_with_2_and_help_with_0() {
 }
 
 #[test]
+fn shells_get_scripts_that_know_the_commands() {
+    for (shell, words) in [
+        ("bash", ["complete -F _backstay", "checkpoint"]),
+        ("zsh", ["#compdef backstay", "checkpoint"]),
+        ("fish", ["complete -c backstay", "checkpoint"]),
+    ] {
+        let output = backstay(&["completions", shell]).output().unwrap();
+        assert!(output.status.success(), "{shell}: {}", err(&output));
+        assert!(words.iter().all(|word| out(&output).contains(word)), "{shell}");
+    }
+    let bash = out(&backstay(&["completions", "bash"]).output().unwrap());
+    let parsed = std::process::Command::new("bash").args(["-n", "-c", &bash]).status().unwrap();
+    assert!(parsed.success(), "bash takes the script");
+}
+
+#[test]
 fn a_daemon_that_is_not_there_is_named_with_the_cure() {
     let output = backstay(&["vm", "list", "--connect", "/nonexistent/backstay.sock"]).output().unwrap();
     assert_eq!(output.status.code(), Some(1));

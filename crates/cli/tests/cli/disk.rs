@@ -82,7 +82,7 @@ fn nothing_is_overwritten_and_bad_values_are_usage_errors() {
         (&["info", "gone.vhd"], 3, "gone.vhd"),
         (&["info", "there.vhd"], 5, "not a VHD"),
         (&["info", "there"], 3, "there"),
-        (&["check", "there.vhd"], 5, "1 errors"),
+        (&["check", "there.vhd"], 5, "has 1 error"),
         (&["convert", "there.vhd", "x.raw"], 5, "there.vhd"),
         (&["convert", "gone.vhd", "x.raw"], 3, "gone.vhd"),
         (&["create", "x.raw", "--size", "1G", "--type", "fixed"], 2, "--type"),
@@ -130,6 +130,26 @@ fn what_is_converted_reads_the_same_everywhere() {
         assert_eq!(output.stdout, content(), "{}", err(&output));
     }
     assert!(std::fs::metadata(dir.join("dynamic.vhd")).unwrap().len() < 3 << 20, "zeros take no space");
+}
+
+#[test]
+fn a_new_file_has_the_format_that_its_name_says_or_none() {
+    let folder = tempfile::tempdir().unwrap();
+    let dir = folder.path();
+    std::fs::write(dir.join("r.raw"), content()).unwrap();
+    for (args, text) in [
+        (&["create", "a.qcow2", "--size", "1M"][..], "does not tell the format"),
+        (&["create", "a", "--size", "1M"], "does not tell the format"),
+        (&["convert", "r.raw", "a.vmdk"], "does not tell the format"),
+        (&["convert", "r.raw", "a.vhdx"], "VHDX is not supported"),
+    ] {
+        let output = disk(dir, args);
+        assert!(matches!(output.status.code(), Some(2 | 5)), "{args:?}: {}", err(&output));
+        assert!(err(&output).contains(text), "{args:?}: {}", err(&output));
+    }
+    assert_eq!(std::fs::read_dir(dir).unwrap().count(), 1, "nothing is made");
+    assert!(disk(dir, &["create", "a.data", "--size", "1M", "--format", "vhd"]).status.success());
+    assert!(disk(dir, &["info", "a.data", "--format", "vhd"]).status.success());
 }
 
 #[test]
@@ -290,7 +310,23 @@ fn a_file_that_a_machine_holds_is_told_by_the_machines_name() {
     assert!(disk(dir, &["create", "d.vhd", "--size", "8M"]).status.success());
     let child = serve(dir, &["d.vhd"]);
     let path = dir.canonicalize().unwrap().join("d.vhd");
-    let daemon = FakeDaemon::start(move |_| {
+    let daemon = FakeDaemon::start(move |request| {
+        let range = |offset: u64, kind: &str| json!({"offset": offset, "length": 4 << 20, "kind": kind});
+        if request.line.starts_with("GET /disks/map?") {
+            let (offset, next) =
+                if request.line.contains("offset=0") { (0, json!(4 << 20)) } else { (4 << 20, json!(null)) };
+            let kind = if offset == 0 { "zero" } else { "parent" };
+            return Answer::Json(
+                200,
+                json!({"size": 8 << 20, "ranges": [range(offset, kind)], "next": next}),
+            );
+        }
+        if request.line.starts_with("GET /disks/check?") {
+            let finding = json!({"severity": "warning", "rule": "footer-copy", "repairable": true, "text": "it differs"});
+            let found =
+                json!({"path": path, "usable": true, "blocks": 1, "unused_bytes": 0, "findings": [finding]});
+            return Answer::Json(200, found);
+        }
         Answer::Json(
             200,
             json!({
@@ -301,8 +337,7 @@ fn a_file_that_a_machine_holds_is_told_by_the_machines_name() {
     });
     let run = |args: &[&str]| daemon.command(&[&["disk"], args].concat()).current_dir(dir).output().unwrap();
     for args in [
-        &["check", "d.vhd"][..],
-        &["map", "d.vhd"],
+        &["check", "d.vhd", "--repair"][..],
         &["convert", "d.vhd", "x.raw"],
         &["create", "c.vhd", "--parent", "d.vhd"],
     ] {
@@ -314,6 +349,16 @@ fn a_file_that_a_machine_holds_is_told_by_the_machines_name() {
             err(&output)
         );
     }
+    let map = run(&["map", "d.vhd", "-o", "csv"]);
+    assert_eq!(map.status.code(), Some(0), "{}", err(&map));
+    assert!(
+        out(&map).contains("0,4194304,zero") && out(&map).contains("4194304,4194304,parent"),
+        "{}",
+        out(&map)
+    );
+    let check = run(&["check", "d.vhd"]);
+    assert_eq!(check.status.code(), Some(7), "{}", err(&check));
+    assert!(out(&check).contains("it differs"), "{}", out(&check));
     let info = run(&["info", "d.vhd"]);
     assert_eq!(info.status.code(), Some(0), "{}", err(&info));
     assert!(out(&info).contains("'web' at ide:0:0, open"), "{}", out(&info));

@@ -9,6 +9,7 @@ use super::checkpoint::decide;
 use super::checkpoint_run::{make_children, take};
 use super::cleanup::{abandoned_layers, delete_files};
 use super::power::end_machine;
+use super::settle::settle_before;
 use super::start::{Beginning, launch};
 use super::{Accepted, App, Call, Done, check_verb, vm_task};
 use crate::durable;
@@ -137,7 +138,7 @@ async fn run(
     checkpoint: CheckpointId,
     body: CheckpointApply,
 ) -> Done {
-    let machine = app.inventory.get(id)?;
+    let machine = settle_before(&app, &context, id).await?;
     check_verb(&machine, VmVerb::ApplyCheckpoint)?;
     let target = target(&machine, checkpoint)?;
     context.progress(2, "checking the checkpoint");

@@ -1,6 +1,7 @@
 //! Taking a checkpoint: what will be done is decided here, once; see `checkpoint_run` for the doing.
 
 use super::checkpoint_run::take;
+use super::settle::settle_before;
 use super::usage::chain_of;
 use super::{Accepted, App, Call, Done, check_verb, vm_task};
 use crate::disks;
@@ -59,7 +60,7 @@ pub async fn create_checkpoint(
 }
 
 async fn run(app: Arc<App>, context: TaskContext, id: VmId, body: CheckpointCreate) -> Done {
-    let machine = app.inventory.get(id)?;
+    let machine = settle_before(&app, &context, id).await?;
     let decided = decide(&app, &machine, &body).await?;
     let result = take(&app, &context, &machine, decided).await?;
     serde_json::to_value(result)
@@ -67,23 +68,14 @@ async fn run(app: Arc<App>, context: TaskContext, id: VmId, body: CheckpointCrea
         .map_err(|error| Failure::because(ProblemCode::Internal, "the result cannot be written", error))
 }
 
-/// Decides everything: ids, names, files.
+/// Decides everything: ids, names, files. While another checkpoint is pending that is provisional: the task settles that
+/// one first and decides anew.
 pub(super) async fn decide(
     app: &App,
     machine: &Machine,
     body: &CheckpointCreate,
 ) -> Result<CheckpointPlan, Failure> {
     check_verb(machine, VmVerb::Checkpoint)?;
-    if let Some(pending) = machine.config.pending() {
-        return Err(Failure::new(
-            ProblemCode::Busy,
-            format!(
-                "checkpoint {} of '{}' was begun and is not finished: restart the daemon to settle it",
-                pending.checkpoint,
-                machine.name()
-            ),
-        ));
-    }
     let now = Timestamp::now();
     let name = match &body.name {
         Some(name) => VmName::new(name.clone())
@@ -91,7 +83,9 @@ pub(super) async fn decide(
             .to_string(),
         None => default_name(machine, now),
     };
-    check_disks(app, machine).await?;
+    if machine.config.pending().is_none() {
+        check_disks(app, machine).await?;
+    }
     let step = |(slot, from): (_, std::path::PathBuf)| {
         let to = machine.layout.new_layer(machine.id, &from, Uuid::new_v4());
         LayerStep { slot, from, to }
@@ -144,6 +138,9 @@ async fn check_disks(app: &App, machine: &Machine) -> Result<(), Failure> {
 
 fn describe(machine: &Machine, decided: &CheckpointPlan) -> Plan {
     let mut plan = Plan::new("checkpoint.create");
+    if let Some(pending) = machine.config.pending() {
+        plan.step("settle", pending.checkpoint, "this checkpoint was interrupted: finish it or give it up");
+    }
     let id = decided.pending.checkpoint;
     for layer in &decided.pending.layers {
         plan.step("create", layer.to.display(), format!("new top of {}", layer.slot));

@@ -2,6 +2,7 @@
 //! lacks some.
 
 use super::cleanup::{Doomed, delete_files, own_disks};
+use super::settle::settle_before;
 use super::{Accepted, App, Call, Done, check_verb, vm_task};
 use crate::durable;
 use crate::events::Happening;
@@ -58,7 +59,14 @@ fn describe(machine: &Machine, disks: &Doomed, query: &VmDelete) -> Plan {
 }
 
 async fn run(app: Arc<App>, context: TaskContext, id: VmId, query: VmDelete) -> Done {
-    let machine = app.inventory.get(id)?;
+    let machine = match settle_before(&app, &context, id).await {
+        Ok(machine) => machine,
+        // Its files may then stay behind; a machine that cannot be deleted would be worse.
+        Err(failure) => {
+            context.warn(failure.full_message());
+            app.inventory.get(id)?
+        }
+    };
     check_verb(&machine, VmVerb::Delete)?;
     let disks = doomed_disks(&app, &machine, &query).await?;
     for note in disks.notes {

@@ -10,11 +10,15 @@ mod cleanup;
 mod create;
 mod delete;
 mod drives;
+mod look;
 mod power;
 mod recover;
 mod register;
 mod rename;
+mod settle;
 mod start;
+#[cfg(test)]
+mod testing;
 mod update;
 mod usage;
 pub mod views;
@@ -23,6 +27,7 @@ pub use apply::{apply_checkpoint, revert};
 pub use checkpoint::create_checkpoint;
 pub use create::create_vm;
 pub use delete::delete_vm;
+pub use look::{disk_check, disk_map};
 pub use power::{pause, reset, resume, shutdown, turn_off};
 pub use recover::recover;
 pub use register::register;
@@ -31,6 +36,7 @@ pub use start::start_vm;
 pub use update::update_vm;
 pub use usage::{disk_file, vm_disks};
 
+use crate::chains::Chains;
 use crate::config::Config;
 use crate::events::EventHub;
 use crate::failure::Failure;
@@ -60,6 +66,8 @@ pub struct App {
     pub events: EventHub,
     /// Processes of the machines that are on.
     pub workers: Workers,
+    /// Chains of disks that nobody writes to.
+    pub chains: Arc<Chains>,
     /// What this host can do.
     pub host: Host,
 }
@@ -118,11 +126,34 @@ impl App {
         Ok(Accepted::Task(Box::new(task)))
     }
 
-    /// The task of the same call before, if the caller sent a key that was used.
+    /// Carries out a call that changes something: once, if it is repeated with its key, and to its end, whether or not
+    /// the caller hangs up meanwhile.
     ///
     /// # Errors
-    /// `invalid` when the key belongs to another call.
-    pub async fn repeated(&self, call: &Call) -> Result<Option<Accepted>, Failure> {
+    /// As `work`; `invalid` when the key belongs to another call.
+    pub async fn once<F, Fut>(self: &Arc<Self>, call: Call, work: F) -> Result<Accepted, Failure>
+    where
+        F: FnOnce(Arc<Self>, Call) -> Fut + Send + 'static,
+        Fut: Future<Output = Result<Accepted, Failure>> + Send + 'static,
+    {
+        let app = Arc::clone(self);
+        let whole = async move {
+            if let Some(former) = app.repeated(&call).await? {
+                return Ok(former);
+            }
+            match work(Arc::clone(&app), call.clone()).await {
+                // Refused because its twin was a moment quicker: then the twin's task is the answer.
+                Err(refused) => app.repeated(&call).await?.ok_or(refused),
+                accepted => accepted,
+            }
+        };
+        tokio::spawn(whole).await.unwrap_or_else(|fault| {
+            let words = "the call ended by a fault of Backstay: see the daemon's log";
+            Err(Failure::because(backstay_api::ProblemCode::Internal, words, fault))
+        })
+    }
+
+    async fn repeated(&self, call: &Call) -> Result<Option<Accepted>, Failure> {
         if call.dry_run {
             return Ok(None);
         }

@@ -1,21 +1,18 @@
 //! What a daemon does when it starts: find machines, take over living workers, settle what the former one left half done.
 
 use super::checkpoint::CheckpointPlan;
-use super::checkpoint_finish::{Captured, complete, give_up, kept_by_worker, move_now};
-use super::checkpoint_run::settle_live;
 use super::power::end_machine;
+use super::settle::{plan_of, settle_pending};
 use super::{App, Done, vm_task};
-use crate::disks;
 use crate::events::Happening;
 use crate::failure::Failure;
-use crate::inventory::{Machine, blocking, read_config, scan};
+use crate::inventory::{Machine, blocking, scan};
 use crate::layout::Layout;
 use crate::store::{StoredTask, TaskNote};
 use crate::tasks::{Caller, Hold, TaskContext, store_failure};
 use crate::workers::{LAUNCH_RECORD, supervise};
-use backstay_api::{CheckpointResult, ProblemCode};
-use backstay_hyperv::PendingCheckpoint;
-use backstay_model::{HostStartAction, MemoryMethod, VmId, VmState};
+use backstay_api::ProblemCode;
+use backstay_model::{HostStartAction, VmId, VmState};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -113,7 +110,7 @@ async fn start_settling(
     stored: Option<StoredTask>,
 ) -> Result<(), Failure> {
     let Some(pending) = machine.config.pending() else { return Ok(()) };
-    let plan = plan_of(machine, pending, stored.as_ref());
+    let plan = plan_of(machine, pending, stored.as_ref().and_then(|stored| stored.note.clone()));
     let id = machine.id;
     let app_too = Arc::clone(app);
     let work = move |context: TaskContext| async move { settle(&app_too, &context, id, plan).await };
@@ -126,23 +123,6 @@ async fn start_settling(
     }
 }
 
-fn plan_of(machine: &Machine, pending: PendingCheckpoint, stored: Option<&StoredTask>) -> CheckpointPlan {
-    match stored.and_then(|s| s.note.clone()) {
-        Some(TaskNote::Checkpoint { checkpoint, name, notes, created_unix_ms, .. })
-            if checkpoint == pending.checkpoint =>
-        {
-            CheckpointPlan { vm: machine.id, pending, name, notes, created_unix_ms }
-        }
-        _ => CheckpointPlan {
-            vm: machine.id,
-            name: format!("Recovered {}", pending.checkpoint),
-            pending,
-            notes: String::new(),
-            created_unix_ms: jiff::Timestamp::now().as_millisecond(),
-        },
-    }
-}
-
 async fn settle(app: &Arc<App>, context: &TaskContext, id: VmId, plan: CheckpointPlan) -> Done {
     context.progress(5, "settling a checkpoint that was interrupted");
     let machine = app.inventory.get(id)?;
@@ -150,113 +130,6 @@ async fn settle(app: &Arc<App>, context: &TaskContext, id: VmId, plan: Checkpoin
     serde_json::to_value(result)
         .map(Some)
         .map_err(|error| Failure::because(ProblemCode::Internal, "the result cannot be written", error))
-}
-
-async fn settle_pending(
-    app: &Arc<App>,
-    context: &TaskContext,
-    machine: &Machine,
-    plan: CheckpointPlan,
-) -> Result<CheckpointResult, Failure> {
-    let id = plan.pending.checkpoint;
-    if let Some(done) = written_checkpoint(app, machine, &plan).await? {
-        return Ok(done);
-    }
-    if app.workers.run_folder(machine.id).join(LAUNCH_RECORD).exists() {
-        return settle_live(app, context, machine, &plan).await;
-    }
-    if let Some(captured) = captured_before_end(machine, &plan).await {
-        return complete(app, &context.who(), machine, &plan, captured).await;
-    }
-    let kept = written_layers(app, machine, &plan.pending).await;
-    give_up(app, machine, &kept).await?;
-    Err(Failure::new(
-        ProblemCode::Interrupted,
-        format!(
-            "checkpoint {id} of '{}' was interrupted and was not taken; the machine is as it was: take it again",
-            machine.name()
-        ),
-    ))
-}
-
-/// The checkpoint's configuration was written: only the machine's is missing.
-async fn written_checkpoint(
-    app: &Arc<App>,
-    machine: &Machine,
-    plan: &CheckpointPlan,
-) -> Result<Option<CheckpointResult>, Failure> {
-    let (file, id) = (machine.layout.checkpoint_config(plan.pending.checkpoint), plan.pending.checkpoint);
-    let meta = blocking(move || Ok(read_config(&file).ok().and_then(|c| c.checkpoint_meta()))).await?;
-    let Some(meta) = meta.filter(|m| m.id == id) else { return Ok(None) };
-    move_now(app, machine, &plan.pending).await?;
-    Ok(Some(CheckpointResult {
-        checkpoint: id,
-        name: meta.name,
-        pause_us: 0,
-        total_us: 0,
-        memory_bytes: std::fs::metadata(machine.layout.checkpoint_memory(id)).map_or(0, |m| m.len()),
-        method: meta.method,
-        method_reason: "finished after a restart of the daemon".into(),
-    }))
-}
-
-/// The worker finished the checkpoint and the machine ended before a daemon could write it down. The descriptor is
-/// written last, so its presence says that everything else is there.
-async fn captured_before_end(machine: &Machine, plan: &CheckpointPlan) -> Option<Captured> {
-    let id = plan.pending.checkpoint;
-    let (descriptor, memory) =
-        (machine.layout.checkpoint_descriptor(id), machine.layout.checkpoint_memory(id));
-    let layers = plan.pending.layers.clone();
-    let read = blocking(move || {
-        if !layers.iter().all(|layer| layer.to.exists()) {
-            return Ok(None);
-        }
-        let method: Option<MemoryMethod> =
-            backstay_worker::read_descriptor(&descriptor).ok().map(|d| d.method);
-        Ok(method.map(|method| (method, std::fs::metadata(&memory).map_or(0, |m| m.len()))))
-    });
-    let (method, memory_bytes) = read.await.ok()??;
-    Some(Captured {
-        pause_us: 0,
-        total_us: 0,
-        memory_bytes,
-        method: Some(method),
-        method_reason: "finished while no daemon was running".into(),
-    })
-}
-
-/// New files that hold data; empty ones can go, because they read as the old file.
-async fn written_layers(
-    app: &App,
-    machine: &Machine,
-    pending: &PendingCheckpoint,
-) -> Vec<backstay_model::DriveSlot> {
-    let mut kept = Vec::new();
-    for slot in kept_by_worker(app, machine, pending).await {
-        let Some(layer) = pending.layers.iter().find(|layer| layer.slot == slot) else { continue };
-        let file = layer.to.clone();
-        let empty = blocking(move || disks::probe(&file)).await.is_ok_and(|chain| chain.top_blocks == 0);
-        if !empty {
-            kept.push(slot);
-        }
-    }
-    kept
-}
-
-/// Settles the checkpoint of a machine that was just registered.
-pub(super) async fn settle_machine(app: &Arc<App>, id: VmId) -> Result<(), Failure> {
-    let machine = app.inventory.get(id)?;
-    let Some(pending) = machine.config.pending() else { return Ok(()) };
-    let plan = plan_of(&machine, pending, None);
-    if written_checkpoint(app, &machine, &plan).await?.is_some() {
-        return Ok(());
-    }
-    if let Some(captured) = captured_before_end(&machine, &plan).await {
-        complete(app, "backstay", &machine, &plan, captured).await?;
-        return Ok(());
-    }
-    let kept = written_layers(app, &machine, &plan.pending).await;
-    give_up(app, &machine, &kept).await
 }
 
 /// Goes on with a task of the former daemon where that is safe; ends it otherwise.

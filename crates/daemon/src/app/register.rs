@@ -164,7 +164,7 @@ async fn take_over(app: &Arc<App>, context: &TaskContext, machine: Machine) -> R
     let config_file = machine.config_file.display().to_string();
     app.inventory.set_unreadable(machine.config_file.clone(), None);
     app.inventory.put(machine);
-    super::recover::settle_machine(app, id).await?;
+    super::settle::settle_machine(app, id).await?;
     let what = Happening {
         kind: "vm.registered",
         who: &context.who(),

@@ -1,5 +1,6 @@
 //! Powering a machine on.
 
+use super::settle::settle_before;
 use super::usage::chain_of;
 use super::{Accepted, App, Call, Done, check_verb, vm_task};
 use crate::durable;
@@ -48,7 +49,7 @@ pub async fn start_vm(app: &Arc<App>, vm: &str, body: VmStart, call: &Call) -> R
 }
 
 async fn run(app: Arc<App>, context: TaskContext, id: VmId, beginning: Beginning) -> Done {
-    let machine = app.inventory.get(id)?;
+    let machine = settle_before(&app, &context, id).await?;
     if !check_verb(&machine, VmVerb::Start)? {
         context.warn(format!("'{}' is {} already", machine.name(), machine.state));
         return Ok(None);

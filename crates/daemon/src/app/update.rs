@@ -2,6 +2,7 @@
 
 use super::create::{make_disks, remove_disks};
 use super::drives::{check_files, nics, place};
+use super::settle::settle_before;
 use super::{Accepted, App, Call, Done, check_verb, vm_task};
 use crate::events::Happening;
 use crate::failure::Failure;
@@ -119,7 +120,7 @@ fn differences(old: &VmSpec, new: &VmSpec) -> Vec<String> {
 }
 
 async fn run(app: Arc<App>, context: TaskContext, id: VmId, body: VmUpdate) -> Done {
-    let machine = app.inventory.get(id)?;
+    let machine = settle_before(&app, &context, id).await?;
     let change = decide(&app, &machine, &body).await?;
     for warning in &change.warnings {
         context.warn(warning.clone());

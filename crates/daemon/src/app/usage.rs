@@ -1,6 +1,7 @@
 //! Which file is used by what: no file is attached, deleted or replaced that another machine or checkpoint needs.
 
 use super::App;
+use crate::chains::Chains;
 use crate::disks::{self, Chain};
 use crate::failure::Failure;
 use crate::inventory::{Machine, blocking};
@@ -9,6 +10,7 @@ use backstay_model::VmId;
 use backstay_worker::control::{DiskStatus, Reply, Request};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 const ANSWER: Duration = Duration::from_secs(10);
@@ -58,9 +60,17 @@ pub(super) enum Part {
     Nothing,
 }
 
+/// A top file that somebody refers to.
+struct Top {
+    path: PathBuf,
+    holder: DiskHolder,
+    /// Its chain, where a worker told it.
+    live: Option<Vec<PathBuf>>,
+}
+
 /// Looks through all machines. `part` says what of `special` counts.
 pub(super) async fn usage(app: &App, special: Option<(VmId, Part)>) -> Result<Usage, Failure> {
-    let mut usage = Usage::default();
+    let mut tops = Vec::new();
     for machine in app.inventory.all() {
         let part = match special {
             Some((id, part)) if id == machine.id => part,
@@ -82,28 +92,35 @@ pub(super) async fn usage(app: &App, special: Option<(VmId, Part)>) -> Result<Us
                 place,
                 open: machine.state.is_active(),
             };
-            if let Some(disk) = live.iter().find(|d| d.chain.first() == Some(&path)) {
-                usage.add(&disk.chain, &holder);
-                continue;
-            }
-            match blocking(move || Ok((disks::probe(&path), path))).await? {
-                (Ok(chain), _) => usage.add(&chain.files(), &holder),
-                (Err(error), path) => {
-                    usage.unknown.push(format!(
-                        "{} of '{}': {}",
-                        path.display(),
-                        holder.name,
-                        error.full_message()
-                    ));
-                    usage.add(&[path], &holder);
-                }
+            let live = live.iter().find(|d| d.chain.first() == Some(&path)).map(|d| d.chain.clone());
+            tops.push(Top { path, holder, live });
+        }
+    }
+    let chains = Arc::clone(&app.chains);
+    blocking(move || Ok(look_through(&chains, tops))).await
+}
+
+fn look_through(chains: &Chains, tops: Vec<Top>) -> Usage {
+    let mut usage = Usage::default();
+    chains.keep(&tops.iter().map(|top| top.path.clone()).collect());
+    for Top { path, holder, live } in tops {
+        match live.map_or_else(|| chains.files(&path), Ok) {
+            Ok(files) => usage.add(&files, &holder),
+            Err(error) => {
+                usage.unknown.push(format!(
+                    "{} of '{}': {}",
+                    path.display(),
+                    holder.name,
+                    error.full_message()
+                ));
+                usage.add(&[path], &holder);
             }
         }
     }
-    Ok(usage)
+    usage
 }
 
-async fn worker_disks(app: &App, vm: VmId) -> Vec<DiskStatus> {
+pub(super) async fn worker_disks(app: &App, vm: VmId) -> Vec<DiskStatus> {
     match app.workers.call(vm, Request::Disks, ANSWER).await {
         Ok(Reply::Disks { disks }) => disks,
         _ => Vec::new(),

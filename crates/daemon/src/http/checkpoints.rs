@@ -40,10 +40,9 @@ async fn create(
     Segment(vm): Segment<String>,
     ChangeWith(call, body): ChangeWith<CheckpointCreate>,
 ) -> Answer {
-    match app.repeated(&call).await? {
-        Some(former) => Ok(former),
-        None => Ok(app::create_checkpoint(&app, &vm, body, &call).await?),
-    }
+    Ok(app
+        .once(call, |app, call| async move { app::create_checkpoint(&app, &vm, body, &call).await })
+        .await?)
 }
 
 /// Go to a checkpoint
@@ -59,10 +58,12 @@ async fn apply(
     Segment((vm, checkpoint)): Segment<(String, String)>,
     ChangeWith(call, body): ChangeWith<CheckpointApply>,
 ) -> Answer {
-    match app.repeated(&call).await? {
-        Some(former) => Ok(former),
-        None => Ok(app::apply_checkpoint(&app, &vm, &checkpoint, body, &call).await?),
-    }
+    Ok(app
+        .once(
+            call,
+            |app, call| async move { app::apply_checkpoint(&app, &vm, &checkpoint, body, &call).await },
+        )
+        .await?)
 }
 
 /// Go back to the latest checkpoint
@@ -75,8 +76,5 @@ async fn revert(
     Segment(vm): Segment<String>,
     ChangeWith(call, body): ChangeWith<CheckpointApply>,
 ) -> Answer {
-    match app.repeated(&call).await? {
-        Some(former) => Ok(former),
-        None => Ok(app::revert(&app, &vm, body, &call).await?),
-    }
+    Ok(app.once(call, |app, call| async move { app::revert(&app, &vm, body, &call).await }).await?)
 }

@@ -5,13 +5,17 @@ use super::problem::ApiError;
 use crate::app::{self, App};
 use axum::Json;
 use axum::extract::State;
-use backstay_api::{DiskFile, DiskList, DiskQuery, Problem};
+use backstay_api::{DiskCheck, DiskFile, DiskList, DiskMap, DiskMapQuery, DiskQuery, Problem};
 use std::sync::Arc;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 pub(super) fn routes() -> OpenApiRouter<Arc<App>> {
-    OpenApiRouter::new().routes(routes!(of_vm)).routes(routes!(file))
+    OpenApiRouter::new()
+        .routes(routes!(of_vm))
+        .routes(routes!(file))
+        .routes(routes!(map))
+        .routes(routes!(check))
 }
 
 /// A machine's disks with their chains
@@ -35,4 +39,31 @@ async fn file(
     Params(query): Params<DiskQuery>,
 ) -> Result<Json<DiskFile>, ApiError> {
     Ok(Json(app::disk_file(&app, &query.path).await?))
+}
+
+/// Where the ranges of a disk are
+///
+/// Also of a disk that a running machine writes to.
+#[utoipa::path(get, path = "/disks/map", tag = "disks", operation_id = "map_disk_file", params(DiskMapQuery),
+    responses((status = 200, description = "The ranges", body = DiskMap),
+        (status = "default", description = "A problem", body = Problem, content_type = "application/problem+json")))]
+async fn map(
+    State(app): State<Arc<App>>,
+    Params(query): Params<DiskMapQuery>,
+) -> Result<Json<DiskMap>, ApiError> {
+    Ok(Json(app::disk_map(&app, query).await?))
+}
+
+/// Look for damage in a disk
+///
+/// Looks at the structures of the named file and whether its chain is whole; also of a disk that a running machine writes
+/// to, whose requests may be held back for a moment. Repairs nothing.
+#[utoipa::path(get, path = "/disks/check", tag = "disks", operation_id = "check_disk_file", params(DiskQuery),
+    responses((status = 200, description = "What was found", body = DiskCheck),
+        (status = "default", description = "A problem", body = Problem, content_type = "application/problem+json")))]
+async fn check(
+    State(app): State<Arc<App>>,
+    Params(query): Params<DiskQuery>,
+) -> Result<Json<DiskCheck>, ApiError> {
+    Ok(Json(app::disk_check(&app, &query.path).await?))
 }

@@ -9,8 +9,8 @@ use axum::extract::State;
 use axum::http::header;
 use axum::response::IntoResponse;
 use backstay_api::{
-    MutateQuery, Plan, Problem, Task, Vm, VmCreate, VmDelete, VmList, VmQuery, VmRegister, VmRename, VmStart,
-    VmUpdate,
+    MutateQuery, Plan, Problem, ProblemCode, Task, Vm, VmCreate, VmDelete, VmList, VmQuery, VmRegister,
+    VmRename, VmStart, VmUpdate,
 };
 use backstay_model::VmVerb;
 use backstay_worker::control::Request;
@@ -56,10 +56,7 @@ async fn list(State(app): Shared, Params(query): Params<VmQuery>) -> Json<VmList
     responses((status = 202, description = "Accepted", body = Task), (status = 200, description = "Dry run", body = Plan),
         (status = "default", description = "A problem", body = Problem, content_type = "application/problem+json")))]
 async fn create(State(app): Shared, ChangeWith(call, body): ChangeWith<VmCreate>) -> Answer {
-    match app.repeated(&call).await? {
-        Some(former) => Ok(former),
-        None => Ok(app::create_vm(&app, body, &call).await?),
-    }
+    Ok(app.once(call, |app, call| async move { app::create_vm(&app, body, &call).await }).await?)
 }
 
 /// Bring back the machines of a folder
@@ -68,10 +65,7 @@ async fn create(State(app): Shared, ChangeWith(call, body): ChangeWith<VmCreate>
     responses((status = 202, description = "Accepted", body = Task), (status = 200, description = "Dry run", body = Plan),
         (status = "default", description = "A problem", body = Problem, content_type = "application/problem+json")))]
 async fn register(State(app): Shared, ChangeWith(call, body): ChangeWith<VmRegister>) -> Answer {
-    match app.repeated(&call).await? {
-        Some(former) => Ok(former),
-        None => Ok(app::register(&app, body, &call).await?),
-    }
+    Ok(app.once(call, |app, call| async move { app::register(&app, body, &call).await }).await?)
 }
 
 /// Show a virtual machine
@@ -94,10 +88,7 @@ async fn update(
     Segment(vm): Segment<String>,
     ChangeWith(call, body): ChangeWith<VmUpdate>,
 ) -> Answer {
-    match app.repeated(&call).await? {
-        Some(former) => Ok(former),
-        None => Ok(app::update_vm(&app, &vm, body, &call).await?),
-    }
+    Ok(app.once(call, |app, call| async move { app::update_vm(&app, &vm, body, &call).await }).await?)
 }
 
 /// Delete a virtual machine
@@ -113,10 +104,7 @@ async fn delete(
     Params(query): Params<VmDelete>,
     Change(call): Change,
 ) -> Answer {
-    match app.repeated(&call).await? {
-        Some(former) => Ok(former),
-        None => Ok(app::delete_vm(&app, &vm, query, &call).await?),
-    }
+    Ok(app.once(call, |app, call| async move { app::delete_vm(&app, &vm, query, &call).await }).await?)
 }
 
 /// Rename a virtual machine
@@ -129,10 +117,7 @@ async fn rename(
     Segment(vm): Segment<String>,
     ChangeWith(call, body): ChangeWith<VmRename>,
 ) -> Answer {
-    match app.repeated(&call).await? {
-        Some(former) => Ok(former),
-        None => Ok(app::rename_vm(&app, &vm, body, &call).await?),
-    }
+    Ok(app.once(call, |app, call| async move { app::rename_vm(&app, &vm, body, &call).await }).await?)
 }
 
 /// Power on
@@ -145,10 +130,7 @@ async fn start(
     Segment(vm): Segment<String>,
     ChangeWith(call, body): ChangeWith<VmStart>,
 ) -> Answer {
-    match app.repeated(&call).await? {
-        Some(former) => Ok(former),
-        None => Ok(app::start_vm(&app, &vm, body, &call).await?),
-    }
+    Ok(app.once(call, |app, call| async move { app::start_vm(&app, &vm, body, &call).await }).await?)
 }
 
 macro_rules! verb {
@@ -161,10 +143,7 @@ macro_rules! verb {
                 (status = "default", description = "A problem", body = Problem,
                     content_type = "application/problem+json")))]
         async fn $name(State(app): Shared, Segment(vm): Segment<String>, Change(call): Change) -> Answer {
-            match app.repeated(&call).await? {
-                Some(former) => Ok(former),
-                None => Ok(app::$name(&app, &vm, &call).await?),
-            }
+            Ok(app.once(call, |app, call| async move { app::$name(&app, &vm, &call).await }).await?)
         }
     };
 }
@@ -198,14 +177,18 @@ verb!(
 async fn screenshot(State(app): Shared, Segment(vm): Segment<String>) -> Result<impl IntoResponse, ApiError> {
     let machine = app.inventory.find(&vm)?;
     app::check_verb(&machine, VmVerb::Console)?;
-    let file = app.workers.run_folder(machine.id).join(format!("screen-{}.png", uuid::Uuid::new_v4()));
-    let asked = app
-        .workers
-        .call(machine.id, Request::Screenshot { path: file.clone() }, Duration::from_secs(30))
-        .await;
-    let read = tokio::fs::read(&file).await;
-    let _ = tokio::fs::remove_file(&file).await;
-    asked?;
-    let bytes = read.map_err(|error| Failure::file("reading the picture", &file, error))?;
+    // Alone, so that no picture is left when the caller hangs up.
+    let taken = tokio::spawn(async move {
+        let file = app.workers.run_folder(machine.id).join(format!("screen-{}.png", uuid::Uuid::new_v4()));
+        let request = Request::Screenshot { path: file.clone() };
+        let asked = app.workers.call(machine.id, request, Duration::from_secs(30)).await;
+        let read = tokio::fs::read(&file).await;
+        let _ = tokio::fs::remove_file(&file).await;
+        asked?;
+        read.map_err(|error| Failure::file("reading the picture", &file, error))
+    });
+    let fault =
+        |error| Failure::because(ProblemCode::Internal, "no picture was taken: see the daemon's log", error);
+    let bytes = taken.await.map_err(fault)??;
     Ok(([(header::CONTENT_TYPE, "image/png")], bytes))
 }

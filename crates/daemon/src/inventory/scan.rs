@@ -3,11 +3,14 @@
 use super::machine::{Machine, generation_of, relocate};
 use crate::failure::chain;
 use crate::layout::Layout;
+use crate::stamp::Stamp;
 use backstay_hyperv::VmConfig;
 use backstay_model::{Checkpoint, CheckpointTree, VmId, VmState};
+use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::SystemTime;
 
 /// Configurations are some tens of KiB; the parser refuses more than this.
 const MAX_CONFIG_LEN: u64 = 16 << 20;
@@ -114,6 +117,33 @@ pub fn assemble(
     }
 }
 
+/// Whose checkpoint each file is: the checkpoints of all machines of a folder lie together, and reading them all for each
+/// machine takes long where there are hundreds.
+static OWNERS: Mutex<BTreeMap<PathBuf, (Stamp, Option<VmId>)>> = Mutex::new(BTreeMap::new());
+
+/// More owners than that are forgotten and found out again.
+const MOST_OWNERS: usize = 100_000;
+
+/// Reads a checkpoint's configuration if it is one of `vm`.
+fn read_if_of(vm: VmId, file: &Path) -> Result<Option<VmConfig>, String> {
+    let (begun, stamp) = (SystemTime::now(), Stamp::of(file).map_err(|e| e.to_string())?);
+    let owners = || OWNERS.lock().unwrap_or_else(PoisonError::into_inner);
+    let known = owners().get(file).copied().filter(|(then, _)| *then == stamp);
+    if known.is_some_and(|(_, owner)| owner != Some(vm)) {
+        return Ok(None);
+    }
+    let config = read_config(file)?;
+    let owner = config.id();
+    let mut table = owners();
+    if table.len() >= MOST_OWNERS {
+        table.clear();
+    }
+    if stamp.is_older_than(begun) {
+        table.insert(file.into(), (stamp, owner));
+    }
+    Ok((owner == Some(vm)).then_some(config))
+}
+
 /// The checkpoints of `vm` in a folder, and what is wrong with some.
 pub fn read_checkpoints(layout: &Layout, vm: VmId, config: &VmConfig) -> (CheckpointTree, Vec<String>) {
     let mut problems = Vec::new();
@@ -124,13 +154,13 @@ pub fn read_checkpoints(layout: &Layout, vm: VmId, config: &VmConfig) -> (Checkp
     let pending = config.pending().map(|p| p.checkpoint);
     let mut checkpoints: Vec<Checkpoint> = Vec::new();
     for file in files {
-        match read_config(&file) {
-            Ok(mut config) if config.id() == Some(vm) => {
+        match read_if_of(vm, &file) {
+            Ok(Some(mut config)) => {
                 relocate(&mut config, layout);
                 // A checkpoint that is still pending is not one yet.
                 checkpoints.extend(config.checkpoint().filter(|c| Some(c.id) != pending));
             }
-            Ok(_) => {}
+            Ok(None) => {}
             // Whose it is cannot be told; it is shown with the folder, once, by the scan of unreadable files.
             Err(reason) => problems.push(format!("{} cannot be read: {reason}", file.display())),
         }

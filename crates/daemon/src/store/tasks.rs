@@ -114,6 +114,25 @@ impl Store {
         .await
     }
 
+    /// What the last checkpoint task of `vm` noted, whether or not it has ended.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub(crate) async fn checkpoint_note(&self, vm: VmId) -> Result<Option<TaskNote>, StoreError> {
+        self.call(move |db| {
+            let note: Option<String> = db
+                .query_row(
+                    "SELECT note FROM task WHERE vm = ?1 AND note IS NOT NULL
+                     ORDER BY created_ms DESC, rowid DESC LIMIT 1",
+                    params![vm.to_string()],
+                    |row| row.get(0),
+                )
+                .optional()?;
+            Ok(note.and_then(|text| serde_json::from_str(&text).ok()))
+        })
+        .await
+    }
+
     /// One task.
     ///
     /// # Errors

@@ -3,6 +3,7 @@
 
 mod context;
 mod holds;
+mod keys;
 
 pub use context::{TaskContext, cancelled};
 pub use holds::{Hold, Holds};
@@ -12,6 +13,7 @@ use crate::store::{Idempotency, Store, StoreError, StoredTask};
 use backstay_api::{ObjectKind, ObjectRef, ProblemCode, Task, TaskState};
 use backstay_model::{TaskId, VmId};
 use jiff::Timestamp;
+use keys::{Claim, Keys};
 use std::collections::{BTreeMap, VecDeque};
 use std::future::Future;
 use std::panic::AssertUnwindSafe;
@@ -68,6 +70,7 @@ pub struct TaskEngine {
     /// The last tasks that ended: whoever waits for one hears of its end even if the history could not be written.
     recent: Mutex<VecDeque<Task>>,
     holds: Holds,
+    keys: Keys,
 }
 
 /// Ended tasks that are kept in memory.
@@ -97,14 +100,17 @@ impl TaskEngine {
             running: Mutex::new(BTreeMap::new()),
             recent: Mutex::new(VecDeque::new()),
             holds: Holds::default(),
+            keys: Keys::default(),
         })
     }
 
     /// Accepts a task and lets it run. The task is on disk when this returns; a history that cannot be written stops
-    /// nothing, because a machine must be manageable just when the disk is full.
+    /// nothing, because a machine must be manageable just when the disk is full. A call that is repeated with its key
+    /// gets the task of the first one, also when both come at the same moment.
     ///
     /// # Errors
-    /// `busy` when something else holds the same thing; the message names that task.
+    /// `busy` when something else holds the same thing; the message names that task. `invalid` when the key belongs to
+    /// another call.
     pub async fn start<F, Fut>(
         self: &Arc<Self>,
         spec: TaskSpec,
@@ -116,7 +122,14 @@ impl TaskEngine {
         Fut: Future<Output = Result<Option<serde_json::Value>, Failure>> + Send + 'static,
     {
         let id = TaskId(Uuid::new_v4());
-        let held = self.holds.take(id, spec.operation, &spec.holds)?;
+        let take = || self.holds.take(id, spec.operation, &spec.holds);
+        let (held, accepted) = match &caller.idempotency {
+            None => (take()?, None),
+            Some((key, request)) => match self.keys.claim(key, request, id, take)? {
+                Claim::New(held, accepted) => (held, Some(accepted)),
+                Claim::Taken(former) => return self.get(former.accepted().await).await,
+            },
+        };
         let task = Task {
             id,
             operation: spec.operation.into(),
@@ -144,6 +157,7 @@ impl TaskEngine {
                 task.warnings.push(store_failure(error).full_message());
             }
             engine.spawn(task.clone(), held, spec.yields, work);
+            drop(accepted);
             task
         });
         accept.await.map_err(|error| {
@@ -259,12 +273,13 @@ impl TaskEngine {
     /// `invalid` when the key belongs to another call.
     pub async fn repeated(&self, caller: &Caller) -> Result<Option<Task>, Failure> {
         let Some((key, request)) = &caller.idempotency else { return Ok(None) };
+        if let Some(former) = self.keys.find(key, request)? {
+            return self.get(former.accepted().await).await.map(Some);
+        }
         match self.store.task_by_key(key.clone()).await.map_err(store_failure)? {
             None => Ok(None),
             Some((task, former)) if former == *request => Ok(Some(self.live(task.id).unwrap_or(task))),
-            Some(_) => Err(Failure::invalid(format!(
-                "the Idempotency-Key '{key}' was used for another call: choose a new one"
-            ))),
+            Some(_) => Err(keys::foreign(key)),
         }
     }
 

@@ -109,6 +109,36 @@ async fn a_repeated_call_gets_the_first_calls_task_also_after_a_restart() {
 }
 
 #[tokio::test]
+async fn calls_with_one_key_at_the_same_moment_give_one_task() {
+    let (_folder, engine) = engine();
+    let caller = Caller { who: "root".into(), idempotency: Some(("k1".into(), "POST /vms {}".into())) };
+    let runs = Arc::new(std::sync::atomic::AtomicU32::new(0));
+    let call = || {
+        let (engine, caller, runs) = (Arc::clone(&engine), caller.clone(), Arc::clone(&runs));
+        tokio::spawn(async move {
+            let counted = engine.start(spec(1), &caller, move |_| async move {
+                runs.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+                Ok(None)
+            });
+            counted.await.unwrap().id
+        })
+    };
+    let calls: Vec<_> = (0..16).map(|_| call()).collect();
+    let mut ids = std::collections::BTreeSet::new();
+    for call in calls {
+        ids.insert(call.await.unwrap());
+    }
+    assert_eq!(ids.len(), 1, "{ids:?}");
+    let id = *ids.first().unwrap();
+    assert_eq!(end(&engine, id).await.state, TaskState::Succeeded);
+    assert_eq!(runs.load(std::sync::atomic::Ordering::SeqCst), 1);
+    assert_eq!(engine.repeated(&caller).await.unwrap().unwrap().id, id);
+    let other = Caller { who: "root".into(), idempotency: Some(("k1".into(), "POST /other".into())) };
+    let refused = engine.start(spec(2), &other, |_| async { Ok(None) }).await.unwrap_err();
+    assert_eq!(refused.code(), ProblemCode::Invalid);
+}
+
+#[tokio::test]
 async fn a_caller_who_hangs_up_at_once_leaves_no_task_behind_that_never_ends() {
     let (_folder, engine) = engine();
     let (ran, wait) = oneshot::channel::<TaskId>();

@@ -1,5 +1,6 @@
 //! Taking over what workers tell: states into the inventory, events into the history.
 
+use super::supervise::Following;
 use crate::app::App;
 use crate::events::Happening;
 use crate::failure::chain;
@@ -71,14 +72,15 @@ impl Told {
     }
 }
 
-/// Takes one event over. The machine's end goes to `ending`: it counts when the worker has gone, because only then can
+/// How long no worker served the disks: from the moment this daemon saw the former one go. Not known to a daemon that was
+/// started in between.
+fn gap_ms(lost: Option<i64>, adopted: i64) -> Option<i64> {
+    lost.map(|lost| adopted - lost).filter(|gap| *gap >= 0)
+}
+
+/// Takes one event over. The machine's end goes to `following`: it counts when the worker has gone, because only then can
 /// it be started again.
-pub(super) async fn event(
-    app: &Arc<App>,
-    vm: VmId,
-    frame: EventFrame,
-    ending: &mut (VmState, Option<String>),
-) {
+pub(super) async fn event(app: &Arc<App>, vm: VmId, frame: EventFrame, following: &mut Following) {
     if frame.seq <= cursor(app, vm).await {
         return;
     }
@@ -89,7 +91,7 @@ pub(super) async fn event(
                 app.inventory.set_state(vm, to, standing_reason(app, vm, to, &reason));
                 refresh = to == VmState::Running || to == VmState::Paused;
             } else {
-                *ending = (to, (to == VmState::Failed).then(|| reason.clone()));
+                following.ending = (to, (to == VmState::Failed).then(|| reason.clone()));
             }
             Told {
                 before: Some(from.to_string()),
@@ -102,8 +104,9 @@ pub(super) async fn event(
                 if log.is_empty() { String::new() } else { format!("; its last words: {}", log.join(" | ")) };
             Told { after: Some(action), ..Told::new("vm.qemu-died", format!("{reason}{log}")) }
         }
-        WorkerEvent::Adopted { qemu_pid, gap_ms } => {
-            let gap = gap_ms.map_or(String::new(), |ms| format!("; its disks were not served for {ms} ms"));
+        WorkerEvent::Adopted { qemu_pid } => {
+            let gap = gap_ms(following.lost_at_unix_ms, frame.at_unix_ms)
+                .map_or(String::new(), |ms| format!("; its disks were not served for {ms} ms"));
             Told::new("worker.adopted", format!("QEMU (process {qemu_pid}) was taken over{gap}"))
         }
         WorkerEvent::StorageStalled { slot, reason } => {

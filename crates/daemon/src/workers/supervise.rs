@@ -43,8 +43,15 @@ pub fn supervise(app: &Arc<App>, vm: VmId, fresh: bool) {
 /// The state in which the machine ended.
 type Ending = (VmState, Option<String>);
 
+/// What is known of the workers of one machine beyond the inventory.
+pub(super) struct Following {
+    pub(super) ending: Ending,
+    /// When the connection to the last worker ended, in milliseconds since the Unix epoch.
+    pub(super) lost_at_unix_ms: Option<i64>,
+}
+
 async fn follow(app: &Arc<App>, vm: VmId, connection: &Connection, fresh: bool) -> Ending {
-    let mut ending: Ending = (VmState::Off, None);
+    let mut following = Following { ending: (VmState::Off, None), lost_at_unix_ms: None };
     let folder = app.workers.run_folder(vm);
     let (control, launch) = (folder.join(CONTROL_SOCKET), folder.join(LAUNCH_RECORD));
     let mut patience = if fresh { STARTING } else { ADOPTING };
@@ -53,7 +60,8 @@ async fn follow(app: &Arc<App>, vm: VmId, connection: &Connection, fresh: bool) 
         match WorkerClient::connect_within(&control, patience).await {
             Ok(client) => {
                 failures = 0;
-                hear(app, vm, connection, Arc::new(client), &mut ending).await;
+                hear(app, vm, connection, Arc::new(client), &mut following).await;
+                following.lost_at_unix_ms = Some(jiff::Timestamp::now().as_millisecond());
             }
             Err(error) => tracing::debug!(%vm, error = chain(&error), "no worker answers"),
         }
@@ -70,9 +78,9 @@ async fn follow(app: &Arc<App>, vm: VmId, connection: &Connection, fresh: bool) 
     // What it said between the last event that was heard and its end.
     let cursor = ingest::cursor(app, vm).await;
     for event in read_spool(&folder.join(EVENT_SPOOL), cursor).unwrap_or_default() {
-        ingest::event(app, vm, event, &mut ending).await;
+        ingest::event(app, vm, event, &mut following).await;
     }
-    ending
+    following.ending
 }
 
 /// The first attempt is at once; a worker that cannot be started must not eat the host.
@@ -136,7 +144,7 @@ async fn hear(
     vm: VmId,
     connection: &Connection,
     client: Arc<WorkerClient>,
-    ending: &mut Ending,
+    following: &mut Following,
 ) {
     let Some(status) = ingest::status(app, vm, &client).await else { return };
     let cursor = ingest::cursor(app, vm).await;
@@ -158,6 +166,6 @@ async fn hear(
     };
     connection.send_replace(Some(client));
     while let Some(event) = events.next().await {
-        ingest::event(app, vm, event, ending).await;
+        ingest::event(app, vm, event, following).await;
     }
 }

@@ -10,6 +10,7 @@ use std::{
     io,
     path::{Path, PathBuf},
     sync::{Arc, atomic::AtomicBool},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 use uuid::Uuid;
 
@@ -32,12 +33,6 @@ fn identity(number: u128) -> Identity {
 fn make(fs: &Arc<SimFs>, path: &str, what: &NewDisk, number: u128) -> io::Result<()> {
     let plan = NewDiskPlan::new(&shared(fs), Path::new(path), what, identity(number), &options());
     plan.and_then(|plan| plan.execute(&shared(fs))).map_err(io::Error::other)
-}
-
-/// Number of seeds: many in the nightly run, fewer in everyday tests.
-fn seeds(everyday: u64) -> std::ops::Range<u64> {
-    let factor = std::env::var("BACKSTAY_CRASH_FACTOR").ok().and_then(|text| text.parse::<u64>().ok());
-    0..everyday * factor.unwrap_or(1)
 }
 
 /// What each sector may hold: versions are small numbers, 0 is zeros.
@@ -272,6 +267,14 @@ fn survives(
     Ok(())
 }
 
+fn power_loss_at_a_flush(seed: u64) -> Result<(), String> {
+    power_loss(seed, |fs, rng| fs.power().die_after_flushes(rng.below(40)))
+}
+
+fn power_loss_anywhere(seed: u64) -> Result<(), String> {
+    power_loss(seed, |fs, rng| fs.power().die_after_operations(rng.below(400)))
+}
+
 fn power_loss(seed: u64, arm: impl Fn(&SimFs, &mut Rng)) -> Result<(), String> {
     let mut rng = Rng::new(seed);
     let depth = u128::from(rng.below(3));
@@ -317,12 +320,12 @@ fn first_failure(
 
 #[test]
 fn power_loss_at_a_flush_keeps_what_was_flushed() {
-    run_all(seeds(400), |seed| power_loss(seed, |fs, rng| fs.power().die_after_flushes(rng.below(40))));
+    run_all(0..400, power_loss_at_a_flush);
 }
 
 #[test]
 fn power_loss_anywhere_keeps_what_was_flushed() {
-    run_all(seeds(400), |seed| power_loss(seed, |fs, rng| fs.power().die_after_operations(rng.below(400))));
+    run_all(0..400, power_loss_anywhere);
 }
 
 #[test]
@@ -369,74 +372,100 @@ fn process_death(seed: u64, shadow: bool) -> Result<(), String> {
 
 #[test]
 fn process_death_loses_nothing_acknowledged() {
-    run_all(seeds(400), |seed| process_death(seed, true));
+    run_all(0..400, |seed| process_death(seed, true));
 }
 
 #[test]
 fn process_death_without_a_shadow_folder_loses_nothing_acknowledged() {
-    run_all(seeds(250), |seed| process_death(seed, false));
+    run_all(0..250, |seed| process_death(seed, false));
 }
 
 #[test]
 fn a_new_file_is_whole_or_not_there() {
-    run_all(seeds(400), |seed| {
-        let mut rng = Rng::new(seed);
-        let machine = Machine::new(&mut rng, 0, false);
-        let fs = &machine.fs;
-        machine.disk.close().map_err(|error| report(&error))?;
-        fs.power().die_after_operations(rng.below(30));
-        let size = SECTORS * 512;
-        let what = match rng.below(3) {
-            0 => NewDisk::Fixed { size },
-            1 => NewDisk::Dynamic { size, block_size: BLOCK_SIZE },
-            _ => NewDisk::Differencing { parent: "/d/0.vhd".into(), block_size: BLOCK_SIZE },
-        };
-        let made = make(fs, "/d/new.vhd", &what, 77).is_ok();
-        let after = fs.power_cut(seed);
-        if made && !after.exists("/d/new.vhd") {
-            return Err("the file was made and is gone".into());
-        }
-        if after.exists("/d/new.vhd") {
-            let disk = Disk::open_on(shared(&after), Path::new("/d/new.vhd"), options());
-            let disk = disk.map_err(|error| report(&error))?;
-            let blank = Model::new();
-            let model = if matches!(what, NewDisk::Differencing { .. }) { &machine.model } else { &blank };
-            check_found(&disk, model, |versions| versions)?;
-        }
-        Ok(())
-    });
+    run_all(0..1500, creation);
+}
+
+fn creation(seed: u64) -> Result<(), String> {
+    let mut rng = Rng::new(seed);
+    let machine = Machine::new(&mut rng, 0, false);
+    let fs = &machine.fs;
+    machine.disk.close().map_err(|error| report(&error))?;
+    fs.power().die_after_operations(rng.below(30));
+    let size = SECTORS * 512;
+    let what = match rng.below(3) {
+        0 => NewDisk::Fixed { size },
+        1 => NewDisk::Dynamic { size, block_size: BLOCK_SIZE },
+        _ => NewDisk::Differencing { parent: "/d/0.vhd".into(), block_size: BLOCK_SIZE },
+    };
+    let made = make(fs, "/d/new.vhd", &what, 77).is_ok();
+    let after = fs.power_cut(seed);
+    if made && !after.exists("/d/new.vhd") {
+        return Err("the file was made and is gone".into());
+    }
+    if after.exists("/d/new.vhd") {
+        let disk = Disk::open_on(shared(&after), Path::new("/d/new.vhd"), options());
+        let disk = disk.map_err(|error| report(&error))?;
+        let blank = Model::new();
+        let model = if matches!(what, NewDisk::Differencing { .. }) { &machine.model } else { &blank };
+        check_found(&disk, model, |versions| versions)?;
+    }
+    Ok(())
 }
 
 #[test]
 fn a_converted_file_is_whole_or_not_there() {
-    run_all(seeds(400), |seed| {
-        let mut rng = Rng::new(seed);
-        let depth = u128::from(rng.below(3));
-        let machine = Machine::new(&mut rng, depth, false);
-        machine.disk.close().map_err(|error| report(&error))?;
-        let fs = &machine.fs;
-        fs.power().die_after_operations(rng.below(40));
-        let (to, target) = match rng.below(3) {
-            0 => (ConvertTo::Raw, "/d/new.raw"),
-            1 => (ConvertTo::Fixed, "/d/new.vhd"),
-            _ => (ConvertTo::Dynamic { block_size: BLOCK_SIZE }, "/d/new.vhd"),
-        };
-        let request = ConvertRequest {
-            options: options(),
-            identity: identity(99),
-            threads: 1,
-            ..ConvertRequest::new(machine.top.clone(), target.into(), to)
-        };
-        let done = convert(&shared(fs), &request, &|_| {}, &AtomicBool::new(false));
-        let after = fs.power_cut(seed);
-        if done.is_ok() && !after.exists(target) {
-            return Err("the file was made and is gone".into());
-        }
-        if after.exists(target) {
-            let disk = Disk::open_on(shared(&after), Path::new(target), options())
-                .map_err(|error| report(&error))?;
-            check_found(&disk, &machine.model, |versions| versions)?;
-        }
-        Ok(())
-    });
+    run_all(0..1000, conversion);
+}
+
+fn conversion(seed: u64) -> Result<(), String> {
+    let mut rng = Rng::new(seed);
+    let depth = u128::from(rng.below(3));
+    let machine = Machine::new(&mut rng, depth, false);
+    machine.disk.close().map_err(|error| report(&error))?;
+    let fs = &machine.fs;
+    fs.power().die_after_operations(rng.below(40));
+    let (to, target) = match rng.below(3) {
+        0 => (ConvertTo::Raw, "/d/new.raw"),
+        1 => (ConvertTo::Fixed, "/d/new.vhd"),
+        _ => (ConvertTo::Dynamic { block_size: BLOCK_SIZE }, "/d/new.vhd"),
+    };
+    let request = ConvertRequest {
+        options: options(),
+        identity: identity(99),
+        threads: 1,
+        ..ConvertRequest::new(machine.top.clone(), target.into(), to)
+    };
+    let done = convert(&shared(fs), &request, &|_| {}, &AtomicBool::new(false));
+    let after = fs.power_cut(seed);
+    if done.is_ok() && !after.exists(target) {
+        return Err("the file was made and is gone".into());
+    }
+    if after.exists(target) {
+        let disk =
+            Disk::open_on(shared(&after), Path::new(target), options()).map_err(|error| report(&error))?;
+        check_found(&disk, &machine.model, |versions| versions)?;
+    }
+    Ok(())
+}
+
+/// Seeds that nobody has tried yet, for as long as `SOAK_SECONDS` says.
+#[test]
+#[ignore = "make soak runs it"]
+fn soak_everything() {
+    let seconds = std::env::var("SOAK_SECONDS").ok().and_then(|text| text.parse().ok()).unwrap_or(60);
+    let until = Instant::now() + Duration::from_secs(seconds);
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+    let first = since.as_secs() << 32;
+    let mut seed = first;
+    while Instant::now() < until {
+        let seeds = seed..seed + 8;
+        run_all(seeds.clone(), power_loss_at_a_flush);
+        run_all(seeds.clone(), power_loss_anywhere);
+        run_all(seeds.clone(), |seed| process_death(seed, true));
+        run_all(seeds.clone(), |seed| process_death(seed, false));
+        run_all(seeds.clone(), creation);
+        run_all(seeds.clone(), conversion);
+        seed = seeds.end;
+    }
+    println!("{} seeds from {first} on, each for six kinds of crash", seed - first);
 }

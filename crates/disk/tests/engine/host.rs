@@ -6,8 +6,9 @@ use crate::support::{
 };
 use backstay_disk::{
     Backend, ConvertError, ConvertRequest, ConvertTo, Disk, DiskOptions, Identity, NewDisk, OpenError,
-    convert, fs::HostFs, switch_all,
+    convert, fs::HostFs, map_file, switch_all,
 };
+use backstay_vhd::map::MapKind;
 use std::{
     path::{Path, PathBuf},
     sync::{Arc, atomic::AtomicBool},
@@ -147,6 +148,40 @@ fn conversions_keep_every_byte() {
     let cancelled = convert(&HostFs::shared(), &request, &|_| {}, &AtomicBool::new(true));
     assert!(matches!(cancelled, Err(ConvertError::Cancelled { .. })));
     assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), before, "nothing is left");
+}
+
+#[test]
+fn a_map_knows_the_writes_of_a_process_that_died() {
+    let folder = folder();
+    let top = folder.path().join("1.avhd");
+    child_of(&dynamic(folder.path(), "0.vhd", SIZE), &top);
+    let disk = open(&top, with_shadow(folder.path()));
+    disk.write(8 * SECTOR, &stamp(8 * SECTOR, 24 * SECTOR, 1)).unwrap();
+    disk.abandon();
+    let map = map_file(&HostFs::shared(), &top, &with_shadow(folder.path())).unwrap();
+    let places: Vec<_> = map.iter().map(|range| (range.offset / SECTOR, range.len / SECTOR)).collect();
+    assert_eq!(places, [(0, 8), (8, 24), (32, SIZE / SECTOR - 32)]);
+    let MapKind::Data { file_offset } = map[1].kind else { panic!("{map:?}") };
+    let at = usize::try_from(file_offset).unwrap();
+    assert_same(
+        &std::fs::read(&top).unwrap()[at..at + 24 * 512],
+        &stamp(8 * SECTOR, 24 * SECTOR, 1),
+        "there",
+    );
+    assert_eq!((map[0].kind, map[2].kind), (MapKind::Parent, MapKind::Parent));
+}
+
+#[test]
+fn names_that_tell_why_not_are_understood() {
+    let folder = folder();
+    for (name, text) in
+        [("a.vhdx", "VHDX"), ("a.AVHDX", "VHDX"), ("a.v01", "split disk"), ("a", "does not tell the format")]
+    {
+        let path = folder.path().join(name);
+        std::fs::write(&path, [0; 4096]).unwrap();
+        let refused = refusal(&path, DiskOptions::default());
+        assert!(refused.contains(text) && refused.contains(name), "{refused}");
+    }
 }
 
 #[test]

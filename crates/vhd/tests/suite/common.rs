@@ -5,9 +5,11 @@ use std::sync::Arc;
 use backstay_vhd::{
     Image, MetaError, OpenOptions, Shadow, Source, Storage, VhdTime, WriteTicket,
     create::{self, CreateKind, CreateOptions, ParentSpec},
+    format::header::Header,
     testing::SimStorage,
 };
 use uuid::Uuid;
+use zerocopy::{FromBytes, IntoBytes, big_endian::U32};
 
 pub const SMALL_BLOCK: u32 = 512 << 10;
 
@@ -31,6 +33,19 @@ pub fn create(options: &CreateOptions) -> Arc<SimStorage> {
     let storage = SimStorage::new();
     create::plan(options).expect("the options are valid").execute(storage.as_ref()).expect("the plan runs");
     storage
+}
+
+/// A new disk with blocks that are smaller than those we make, and larger than a word of the bitmap, so that whole disks
+/// are small and there are still many blocks.
+pub fn create_tiny(size: u64, kind: CreateKind, block_size: u32) -> Arc<SimStorage> {
+    let mut bytes = create(&options(size, kind)).to_bytes();
+    let mut header = Header::read_from_bytes(&bytes[512..1536]).unwrap();
+    header.block_size = U32::new(block_size);
+    let blocks = u32::try_from(size.div_ceil(u64::from(block_size))).unwrap();
+    assert!(blocks <= 128, "the table has one sector");
+    header.max_table_entries = U32::new(blocks);
+    bytes[512..1536].copy_from_slice(header.sealed().as_bytes());
+    SimStorage::from_bytes(&bytes)
 }
 
 pub fn open(storage: &Arc<SimStorage>, shadow: Option<Arc<dyn Shadow>>) -> Image {

@@ -7,11 +7,11 @@ use std::{
 
 use backstay_vhd::{
     create::CreateKind,
-    format::{footer::Footer, header::Header, locator::encode_utf16le},
+    format::{footer::Footer, locator::encode_utf16le},
     fuzz,
     testing::Rng,
 };
-use zerocopy::{FromBytes, IntoBytes, big_endian::U32};
+use zerocopy::{FromBytes, IntoBytes};
 
 use crate::common::*;
 
@@ -80,12 +80,8 @@ fn random_damage_is_survived() {
 
 /// A disk with the smallest blocks that can be read, so that whole files are a few KiB.
 fn tiny(creator: [u8; 4]) -> Vec<u8> {
-    let mut bytes = create(&options(8 << 10, CreateKind::dynamic())).to_bytes();
+    let mut bytes = create_tiny(8 << 10, CreateKind::dynamic(), 1024).to_bytes();
     let end = bytes.len() - 512;
-    let mut header = Header::read_from_bytes(&bytes[512..1536]).unwrap();
-    header.block_size = U32::new(1024);
-    header.max_table_entries = U32::new(8);
-    bytes[512..1536].copy_from_slice(header.sealed().as_bytes());
     for at in [0, end] {
         let footer = Footer::read_from_bytes(&bytes[at..at + 512]).unwrap();
         let footer = Footer { creator_app: creator, ..footer };

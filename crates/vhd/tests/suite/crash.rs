@@ -3,7 +3,10 @@
 //! After a power cut every sector that was flushed reads as it was flushed or as a later, unflushed write left it; after
 //! a kill every acknowledged write reads back.
 
-use std::sync::Arc;
+use std::{
+    sync::Arc,
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+};
 
 use backstay_vhd::{
     Image, OpenOptions, Storage,
@@ -14,7 +17,9 @@ use backstay_vhd::{
 
 use crate::common::*;
 
-const SECTORS: usize = 4 * 1024 + 5;
+/// Two words of a bitmap: what matters are the borders of blocks and words, not how much lies between them.
+const BLOCK: usize = 128;
+const SECTORS: usize = 4 * BLOCK + 5;
 const SIZE: u64 = SECTORS as u64 * 512;
 
 /// What each sector may read as. Sectors are filled with one number each, so a number stands for a sector's content.
@@ -97,14 +102,14 @@ struct Run {
 impl Run {
     fn new(kind: Kind, seed: u64) -> Self {
         let create_kind = match kind {
-            Kind::Dynamic => CreateKind::Dynamic { block_size: SMALL_BLOCK },
+            Kind::Dynamic => CreateKind::dynamic(),
             _ => differencing(SMALL_BLOCK),
         };
         let parent: Vec<u8> = match kind {
             Kind::Dynamic => Vec::new(),
             _ => (0..SECTORS - 9).map(|index| 200 + (index % 50) as u8).collect(),
         };
-        let storage = create(&options(SIZE, create_kind));
+        let storage = create_tiny(SIZE, create_kind, BLOCK as u32 * 512);
         let shadow = MemShadow::new();
         let image = open_as(kind, &storage, &shadow);
         let model = Model::new(&parent);
@@ -117,10 +122,10 @@ impl Run {
         let first = if self.rng.one_in(3) {
             self.rng.below(SECTORS as u64) as usize
         } else {
-            let block = self.rng.below(5) as usize * 1024;
+            let block = self.rng.below(5) as usize * BLOCK;
             (block + self.rng.below(24) as usize).saturating_sub(12).min(SECTORS - 1)
         };
-        let len = 1 + self.rng.below(if self.rng.clone().one_in(8) { 1200 } else { 12 }) as usize;
+        let len = 1 + self.rng.below(if self.rng.clone().one_in(8) { 300 } else { 12 }) as usize;
         (first, len.min(SECTORS - first))
     }
 
@@ -272,7 +277,24 @@ fn differencing_disks_survive_crashes() {
 
 #[test]
 fn differencing_disks_without_a_shadow_survive_crashes() {
-    many(Kind::DifferencingWithoutShadow, 0..700);
+    many(Kind::DifferencingWithoutShadow, 0..1500);
+}
+
+/// Seeds that nobody has tried yet, for as long as `SOAK_SECONDS` says.
+#[test]
+#[ignore = "make soak runs it"]
+fn soak_crashes() {
+    let seconds = std::env::var("SOAK_SECONDS").ok().and_then(|text| text.parse().ok()).unwrap_or(60);
+    let until = Instant::now() + Duration::from_secs(seconds);
+    let first = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_nanos() as u64;
+    let mut seed = first;
+    while Instant::now() < until {
+        for kind in [Kind::Dynamic, Kind::Differencing, Kind::DifferencingWithoutShadow] {
+            many(kind, seed..seed + 20);
+        }
+        seed += 20;
+    }
+    println!("{} seeds from {first} on, each for three kinds of disk", seed - first);
 }
 
 #[test]
@@ -282,7 +304,7 @@ fn a_creation_that_returned_survives_a_power_cut() {
     {
         let storage = create(&options(SIZE, kind.clone()));
         let expected = open_read_only(&storage).info().clone();
-        for seed in 0..200 {
+        for seed in 0..2000 {
             assert_eq!(open_read_only(&storage.power_cut(seed)).info(), &expected, "{kind:?}, seed {seed}");
         }
     }
@@ -370,7 +392,8 @@ fn a_full_disk_fails_one_write_and_leaves_the_file_whole() {
             acknowledged(&mut run, 0, 5);
             let before = run.image.allocated_blocks();
             run.storage.limit_space(space);
-            let failed = (1..5).any(|block| write(&run.image, block * 1024 * 512, &[3; 512]).is_err());
+            let failed =
+                (1..5).any(|block| write(&run.image, block * BLOCK as u64 * 512, &[3; 512]).is_err());
             assert!(failed || space > 3, "{kind:?}: with {space} sectors four blocks do not fit");
             assert_eq!(
                 read(&run.image, 0, 5 * 512, &run.parent),
@@ -380,14 +403,15 @@ fn a_full_disk_fails_one_write_and_leaves_the_file_whole() {
             let report = check(run.storage.as_ref(), &OpenOptions::default());
             assert!(report.is_usable(), "{kind:?}, {space} sectors: {report}");
             run.storage.lift_limit();
-            write(&run.image, 4 * 1024 * 512, &[4; 512]).expect("with space again, writes work");
+            let last_block = 4 * BLOCK as u64 * 512;
+            write(&run.image, last_block, &[4; 512]).expect("with space again, writes work");
             run.image.close().expect("the disk closes");
             let report = check(run.storage.as_ref(), &OpenOptions::default());
             assert!(report.worst().is_none() || report.is_usable(), "{report}");
             assert!(run.image.allocated_blocks() > before);
             let again = open_as(kind, &run.storage, &MemShadow::new());
             assert!(again.info().warnings.is_empty(), "{:?}", again.info().warnings);
-            assert_eq!(read(&again, 4 * 1024 * 512, 512, &run.parent), vec![4; 512]);
+            assert_eq!(read(&again, last_block, 512, &run.parent), vec![4; 512]);
         }
     }
 }

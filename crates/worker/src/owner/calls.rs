@@ -2,8 +2,10 @@
 
 use super::{Owner, ReplyTo, fail, refuse};
 use crate::control::{CheckpointOutcome, PROTOCOL_VERSION, Reply, Request, WorkerStatus};
+use crate::inspect;
 use crate::server::Call;
-use backstay_model::VmVerb;
+use backstay_disk::Disk;
+use backstay_model::{DriveSlot, VmVerb};
 use backstay_qemu::lifecycle::{Event as Life, UserRequest};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -41,6 +43,14 @@ impl Owner {
                 )),
             },
             Request::Disks => return self.disks(reply),
+            Request::DiskMap { slot, top_only, offset, limit } => {
+                return self.look_into(slot, reply, move |disk| {
+                    inspect::map(disk, top_only, offset, limit).map(Reply::DiskMap)
+                });
+            }
+            Request::DiskCheck { slot } => {
+                return self.look_into(slot, reply, |disk| inspect::check(disk).map(Reply::DiskCheck));
+            }
             // The control socket answers it.
             Request::Subscribe { .. } => Ok(Reply::Done),
         };
@@ -66,6 +76,22 @@ impl Owner {
     fn disks(&self, reply: ReplyTo) {
         let disks = Arc::clone(&self.disks);
         tokio::task::spawn_blocking(move || reply.send(Ok(Reply::Disks { disks: disks.status() })));
+    }
+
+    fn look_into(
+        &self,
+        slot: DriveSlot,
+        reply: ReplyTo,
+        look: impl FnOnce(&Disk) -> io::Result<Reply> + Send + 'static,
+    ) {
+        let disks = Arc::clone(&self.disks);
+        tokio::task::spawn_blocking(move || {
+            let answer = match disks.disk(slot) {
+                Ok(disk) => look(&disk).or_else(|error| fail(&error)),
+                Err(error) => refuse(error.to_string()),
+            };
+            reply.send(answer)
+        });
     }
 
     /// Whether a verb fits now; `false`: it is so already.

@@ -111,7 +111,7 @@ impl Owner {
             }
         };
         self.hold(Machine { process: Arc::new(process), qmp: qmp.clone() });
-        self.tell(WorkerEvent::Adopted { qemu_pid: pid, gap_ms: None });
+        self.tell(WorkerEvent::Adopted { qemu_pid: pid });
         self.clean_up_after_job(Some(&qmp)).await;
         match qmp.query_status().await {
             Ok(info) => {

@@ -1,14 +1,15 @@
 //! `disk check`
 
 use super::files::{FormatArgs, OneFile};
-use crate::context::Context;
+use super::in_use;
+use crate::context::{Context, absolute};
 use crate::exit::Fail;
 use crate::output::{self, Column, Format};
+use backstay_api::{DiskCheck, DiskFinding};
 use backstay_disk::{Disk, DiskFormat, OpenError};
 use backstay_vhd::check::{Finding, Report, Severity, check};
 use backstay_vhd::{Storage, repair};
 use clap::{Args, ValueHint};
-use serde::Serialize;
 use std::path::PathBuf;
 
 /// Arguments.
@@ -16,7 +17,8 @@ use std::path::PathBuf;
 #[command(
     long_about = "Look for damage in a disk's file and, for a differencing disk, whether its chain is whole. Exit code 0: \
                   nothing, or notes only; 5: errors, the disk is refused or reads wrong data; 7: warnings, the disk \
-                  works but should be repaired.",
+                  works but should be repaired. A file that a running machine writes to is checked by \
+                  the daemon; repairing it needs the machine off.",
     after_long_help = "Examples:\n  backstay disk check web.vhd\n  backstay disk check web.vhd --repair --dry-run\n  \
                        backstay disk check web.vhd --repair"
 )]
@@ -34,37 +36,16 @@ pub struct CheckArgs {
     format: FormatArgs,
 }
 
-/// The result, for programs.
-#[derive(Debug, Serialize)]
-struct Result {
-    path: PathBuf,
-    usable: bool,
-    blocks: u32,
-    unused_bytes: u64,
-    findings: Vec<Row>,
-}
-
-/// One finding.
-#[derive(Debug, Serialize)]
-struct Row {
-    severity: String,
-    rule: String,
-    repairable: bool,
-    text: String,
-}
-
-impl From<&Finding> for Row {
-    fn from(finding: &Finding) -> Self {
-        Self {
-            severity: finding.severity.to_string(),
-            rule: finding.rule.into(),
-            repairable: finding.repairable,
-            text: finding.text.clone(),
-        }
+fn row(finding: &Finding) -> DiskFinding {
+    DiskFinding {
+        severity: finding.severity.to_string(),
+        rule: finding.rule.into(),
+        repairable: finding.repairable,
+        text: finding.text.clone(),
     }
 }
 
-const COLUMNS: [Column<Row>; 4] = [
+const COLUMNS: [Column<DiskFinding>; 4] = [
     Column::new("SEVERITY", |row| row.severity.clone()),
     Column::new("RULE", |row| row.rule.clone()),
     Column::new("REPAIR", |row| output::yes_no(row.repairable).into()),
@@ -73,10 +54,23 @@ const COLUMNS: [Column<Row>; 4] = [
 
 /// Runs it.
 pub fn run(context: &Context, args: &CheckArgs) -> anyhow::Result<()> {
+    let found = match here(context, args) {
+        Err(error) if !args.repair && in_use::locked_file(&error).is_some() => {
+            in_use::from_daemon(context, error, async {
+                Ok(Some(context.client()?.disk_check(&absolute(&args.path)?).await?))
+            })
+        }
+        found => found,
+    }?;
+    found.map_or(Ok(()), |found| tell(context, args, &found))
+}
+
+/// Checks a file that nobody writes to. None: there is nothing to tell about it.
+fn here(context: &Context, args: &CheckArgs) -> anyhow::Result<Option<DiskCheck>> {
     if args.format.of(&args.path)? == DiskFormat::Raw {
         OneFile::open(&args.path, false)?;
         context.note("a raw disk has no structure that could be damaged");
-        return Ok(());
+        return Ok(None);
     }
     let file = OneFile::open(&args.path, args.repair && !args.dry_run)?;
     let storage: &dyn Storage = file.file.as_ref();
@@ -85,7 +79,8 @@ pub fn run(context: &Context, args: &CheckArgs) -> anyhow::Result<()> {
         let planned = repair::plan(storage, &options);
         let plan = planned.map_err(|source| OpenError::Format { path: args.path.clone(), source })?;
         if args.dry_run {
-            return output::print(&plan.to_string());
+            output::print(&plan.to_string())?;
+            return Ok(None);
         }
         plan.execute(storage)?;
         if !plan.steps.is_empty() {
@@ -98,7 +93,13 @@ pub fn run(context: &Context, args: &CheckArgs) -> anyhow::Result<()> {
     if differs && report.is_usable() {
         check_chain(args, &mut report)?;
     }
-    tell(context, args, &report)
+    Ok(Some(DiskCheck {
+        path: args.path.clone(),
+        usable: report.is_usable(),
+        blocks: report.blocks,
+        unused_bytes: report.unused_bytes,
+        findings: report.findings.iter().map(row).collect(),
+    }))
 }
 
 /// Whether the parents are there and the right ones.
@@ -113,36 +114,32 @@ fn check_chain(args: &CheckArgs, report: &mut Report) -> anyhow::Result<()> {
         }
         Err(error @ OpenError::InUse { .. }) => return Err(error.into()),
         Err(error) => {
-            report.findings.push(finding(Severity::Error, format!("{:#}", anyhow::Error::new(error))))
+            // One line of a table: what was tried for the parent comes in several.
+            let text = format!("{:#}", anyhow::Error::new(error));
+            let lines: Vec<&str> = text.lines().map(str::trim).collect();
+            report.findings.push(finding(Severity::Error, lines.join("; ")))
         }
     }
     report.findings.sort_by_key(|finding| std::cmp::Reverse(finding.severity));
     Ok(())
 }
 
-fn tell(context: &Context, args: &CheckArgs, report: &Report) -> anyhow::Result<()> {
-    let rows: Vec<Row> = report.findings.iter().map(Row::from).collect();
+fn tell(context: &Context, args: &CheckArgs, found: &DiskCheck) -> anyhow::Result<()> {
     match context.format {
-        Format::Json | Format::Yaml => {
-            let result = Result {
-                path: args.path.clone(),
-                usable: report.is_usable(),
-                blocks: report.blocks,
-                unused_bytes: report.unused_bytes,
-                findings: rows,
-            };
-            output::one(context.format, &result, &[], |_| String::new())?;
-        }
-        Format::Table | Format::Wide if rows.is_empty() => context.note("no errors were found"),
-        format => output::list(format, &rows, &COLUMNS, |row| row.rule.clone())?,
+        Format::Json | Format::Yaml => output::one(context.format, found, &[], |_| String::new())?,
+        Format::Table | Format::Wide if found.findings.is_empty() => context.note("no errors were found"),
+        format => output::list(format, &found.findings, &COLUMNS, |finding| finding.rule.clone())?,
     }
-    let count = |severity| report.findings.iter().filter(|f| f.severity == severity).count();
+    let count = |severity: Severity| {
+        let word = severity.to_string();
+        found.findings.iter().filter(|finding| finding.severity == word).count()
+    };
     let path = args.path.display();
-    match report.worst() {
-        None | Some(Severity::Note) => Ok(()),
-        Some(Severity::Warning) => {
-            Err(Fail::degraded(format!("{path} has {} warnings", count(Severity::Warning))))
-        }
-        Some(Severity::Error) => Err(Fail::conflict(format!("{path} has {} errors", count(Severity::Error)))),
+    match (count(Severity::Error), count(Severity::Warning)) {
+        (0, 0) => Ok(()),
+        (0, 1) => Err(Fail::degraded(format!("{path} has 1 warning"))),
+        (0, warnings) => Err(Fail::degraded(format!("{path} has {warnings} warnings"))),
+        (1, _) => Err(Fail::conflict(format!("{path} has 1 error"))),
+        (errors, _) => Err(Fail::conflict(format!("{path} has {errors} errors"))),
     }
 }

@@ -1,14 +1,14 @@
 //! `disk convert`
 
 use super::create::{Kind, block_size};
-use super::files::{FileFormat, FormatArgs, options};
+use super::files::{FileFormat, FormatArgs, format_of};
 use crate::context::Context;
 use crate::exit::Fail;
 use crate::output;
 use crate::progress::Progress;
 use anyhow::Context as _;
 use backstay_disk::fs::HostFs;
-use backstay_disk::{ConvertError, ConvertRequest, ConvertTo, Disk, DiskFormat, convert, format_for_new};
+use backstay_disk::{ConvertError, ConvertRequest, ConvertTo, Disk, DiskFormat, convert, plan_convert};
 use backstay_model::ByteSize;
 use clap::{Args, ValueHint};
 use std::path::PathBuf;
@@ -49,7 +49,7 @@ pub struct ConvertArgs {
 }
 
 fn wanted(args: &ConvertArgs) -> anyhow::Result<ConvertTo> {
-    let format = args.format.map_or_else(|| format_for_new(&args.target), Into::into);
+    let format = format_of(args.format, &args.target)?;
     match (format, args.kind) {
         (DiskFormat::Raw, None) => Ok(ConvertTo::Raw),
         (DiskFormat::Raw, Some(_)) => {
@@ -64,11 +64,11 @@ fn wanted(args: &ConvertArgs) -> anyhow::Result<ConvertTo> {
 pub fn run(context: &Context, args: &ConvertArgs) -> anyhow::Result<()> {
     let to = wanted(args)?;
     let source = FormatArgs { format: args.source_format };
-    if args.dry_run {
-        return plan(args, to, source);
-    }
     let mut request = ConvertRequest::new(args.source.clone(), args.target.clone(), to);
-    request.options = backstay_disk::DiskOptions { format: source.read_only().format, ..options(true) };
+    request.options = source.read_only();
+    if args.dry_run {
+        return plan(&request);
+    }
     let cancel = AtomicBool::new(false);
     let begun = Instant::now();
     let report = std::thread::scope(|scope| {
@@ -92,6 +92,9 @@ pub fn run(context: &Context, args: &ConvertArgs) -> anyhow::Result<()> {
         }
         other => other?,
     };
+    for warning in &report.warnings {
+        context.warn(warning.to_string());
+    }
     let took = u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX);
     context.note(format!(
         "{} is made: a disk of {}, {} of data copied in {}",
@@ -126,19 +129,20 @@ fn watch_for_interrupt(
     });
 }
 
-fn plan(args: &ConvertArgs, to: ConvertTo, source: FormatArgs) -> anyhow::Result<()> {
-    let disk = Disk::open(&args.source, source.read_only())?;
-    if args.target.try_exists().with_context(|| format!("cannot look for {}", args.target.display()))? {
-        return Err(Fail::conflict(format!("{} exists already: choose another name", args.target.display())));
+fn plan(request: &ConvertRequest) -> anyhow::Result<()> {
+    let target = request.target.display();
+    if request.target.try_exists().with_context(|| format!("cannot look for {target}"))? {
+        return Err(Fail::conflict(format!("{target} exists already: choose another name")));
     }
+    let disk = Disk::open(&request.source, request.options.clone())?;
     let files: Vec<String> = disk.chain().iter().map(|l| format!("  read {}\n", l.path.display())).collect();
-    let size = output::size(disk.chain().first().map_or(0, |top| top.size));
-    let form = match to {
+    let plan = plan_convert(&HostFs::shared(), request)?;
+    let form = match request.to {
         ConvertTo::Raw => "raw file".to_owned(),
         ConvertTo::Fixed => "fixed VHD".to_owned(),
         ConvertTo::Dynamic { block_size } => {
             format!("dynamic VHD with blocks of {}", output::size(u64::from(block_size)))
         }
     };
-    output::print(&format!("{}\n{}  write a {form} of {size}\n", args.target.display(), files.concat()))
+    output::print(&format!("{target}, a {form}\n{}{plan}", files.concat()))
 }

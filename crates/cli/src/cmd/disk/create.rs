@@ -1,11 +1,11 @@
 //! `disk create`
 
-use super::files::{FileFormat, options};
+use super::files::{FileFormat, format_of, options};
 use crate::context::Context;
 use crate::exit::Fail;
 use crate::output;
 use backstay_disk::fs::HostFs;
-use backstay_disk::{DEFAULT_BLOCK_SIZE, DiskFormat, Identity, NewDisk, NewDiskPlan, format_for_new};
+use backstay_disk::{DEFAULT_BLOCK_SIZE, DiskFormat, Identity, NewDisk, NewDiskPlan};
 use backstay_model::ByteSize;
 use clap::{Args, ValueEnum, ValueHint};
 use std::path::PathBuf;
@@ -63,7 +63,7 @@ pub fn block_size(given: Option<ByteSize>) -> anyhow::Result<u32> {
 }
 
 fn wanted(args: &CreateArgs) -> anyhow::Result<NewDisk> {
-    let format = args.format.map_or_else(|| format_for_new(&args.path), Into::into);
+    let format = format_of(args.format, &args.path)?;
     let block_size = block_size(args.block_size)?;
     match (&args.parent, args.size, format, args.kind) {
         (Some(_), _, DiskFormat::Raw, _) => {

@@ -42,9 +42,14 @@ impl FormatArgs {
 
     /// The format of `path`.
     pub fn of(self, path: &Path) -> anyhow::Result<DiskFormat> {
-        let format = self.format.map(Into::into).or_else(|| DiskFormat::of_name(path));
-        format.ok_or_else(|| OpenError::UnknownFormat { path: path.into() }.into())
+        format_of(self.format, path)
     }
+}
+
+/// A format by option or name.
+pub fn format_of(given: Option<FileFormat>, path: &Path) -> anyhow::Result<DiskFormat> {
+    let format = given.map(Into::into).or_else(|| DiskFormat::of_name(path));
+    format.ok_or_else(|| OpenError::of_unknown_name(path).into())
 }
 
 /// How the engine opens disks for commands of this host.

@@ -24,8 +24,19 @@ pub fn ask(context: &Context, path: &Path) -> Option<DiskFile> {
     (!file.used_by.is_empty()).then_some(file)
 }
 
+/// The daemon's answer about a file that a machine has locked; the refusal where nobody can answer.
+pub fn from_daemon<T>(
+    context: &Context,
+    refused: anyhow::Error,
+    answer: impl Future<Output = anyhow::Result<T>>,
+) -> anyhow::Result<T> {
+    let Some(path) = locked_file(&refused) else { return Err(refused) };
+    let by_machine = ask(context, &path).is_some_and(|file| file.used_by.iter().any(|holder| holder.open));
+    if by_machine { context.block_on(answer) } else { Err(refused) }
+}
+
 /// Names the machine where a file was refused because it is locked.
-pub fn explain(context: &Context, error: anyhow::Error) -> anyhow::Error {
+pub fn explain(context: &Context, error: anyhow::Error, cure: &str) -> anyhow::Error {
     let Some(path) = locked_file(&error) else { return error };
     let Some(file) = ask(context, &path) else { return error };
     let open: Vec<&DiskHolder> = file.used_by.iter().filter(|holder| holder.open).collect();
@@ -34,5 +45,5 @@ pub fn explain(context: &Context, error: anyhow::Error) -> anyhow::Error {
         .iter()
         .map(|holder| format!("virtual machine '{}' ({})", holder.name, holder.place))
         .collect();
-    Fail::conflict(format!("{} is in use by {}: turn it off first", path.display(), names.join(", ")))
+    Fail::conflict(format!("{} is in use by {}: {cure}", path.display(), names.join(", ")))
 }

@@ -1,19 +1,22 @@
 //! `disk map`
 
-use super::files::{FormatArgs, OneFile};
-use crate::context::Context;
+use super::files::FormatArgs;
+use super::in_use;
+use crate::context::{Context, absolute};
 use crate::output::{self, Column};
-use backstay_disk::{Disk, DiskFormat, OpenError};
-use backstay_vhd::map::{MapKind, MapRange, map};
+use backstay_api::{DiskMapQuery, DiskRange as Range};
+use backstay_disk::fs::HostFs;
+use backstay_disk::{Disk, DiskFormat, DiskOptions, map_file};
+use backstay_vhd::map::{MapKind, MapRange};
 use clap::{Args, ValueHint};
-use serde::Serialize;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 /// Arguments.
 #[derive(Debug, Args)]
 #[command(
     long_about = "Where each range of a disk is stored: in which file of the chain and at which offset, or nowhere (it \
-                  reads as zeros). `hole` has a place in a file but takes no space.",
+                  reads as zeros). `hole` has a place in a file but takes no space. Of a file that a running machine \
+                  writes to, the daemon tells.",
     after_long_help = "Examples:\n  backstay disk map web.vhd\n  backstay disk map web.avhd --layer -o csv"
 )]
 pub struct MapArgs {
@@ -27,24 +30,11 @@ pub struct MapArgs {
     format: FormatArgs,
 }
 
-/// A range of the disk.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-struct Range {
-    offset: u64,
-    length: u64,
-    /// `data`, `hole`, `zero` or `parent`.
-    kind: &'static str,
-    /// Place in the chain of the file that decides, 0 is the named one.
-    depth: usize,
-    file: Option<PathBuf>,
-    file_offset: Option<u64>,
-}
-
 const COLUMNS: [Column<Range>; 6] = [
     Column::new("OFFSET", |range| range.offset.to_string()),
     Column::new("LENGTH", |range| range.length.to_string()),
-    Column::new("KIND", |range| range.kind.into()),
-    Column::new("DEPTH", |range| range.depth.to_string()),
+    Column::new("KIND", |range| range.kind.clone()),
+    Column::new("DEPTH", |range| range.depth.map(|d| d.to_string()).unwrap_or_default()),
     Column::new("FILE OFFSET", |range| range.file_offset.map(|o| o.to_string()).unwrap_or_default()),
     Column::new("FILE", |range| range.file.as_ref().map(|f| f.display().to_string()).unwrap_or_default()),
 ];
@@ -57,6 +47,27 @@ struct Layer {
 
 /// Runs it.
 pub fn run(context: &Context, args: &MapArgs) -> anyhow::Result<()> {
+    let ranges = match here(args) {
+        Err(error) if in_use::locked_file(&error).is_some() => in_use::from_daemon(context, error, async {
+            let mut ranges = Vec::new();
+            let path = absolute(&args.path)?;
+            let mut query = DiskMapQuery { path, layer: args.layer, offset: 0, limit: None };
+            loop {
+                let part = context.client()?.disk_map(&query).await?;
+                part.ranges.into_iter().for_each(|range| add(&mut ranges, range));
+                match part.next {
+                    Some(next) if next > query.offset => query.offset = next,
+                    _ => return Ok(ranges),
+                }
+            }
+        }),
+        ranges => ranges,
+    }?;
+    output::list(context.format, &ranges, &COLUMNS, |range| range.offset.to_string())
+}
+
+/// The map of a disk that nobody writes to.
+fn here(args: &MapArgs) -> anyhow::Result<Vec<Range>> {
     let top = args.format.of(&args.path)?;
     // Held until the end, so that no file of the chain changes meanwhile.
     let (_chain, files) = if args.layer {
@@ -69,34 +80,12 @@ pub fn run(context: &Context, args: &MapArgs) -> anyhow::Result<()> {
     let mut layers = Vec::new();
     for (depth, path) in files.iter().enumerate() {
         let format = if depth == 0 { top } else { DiskFormat::Vhd };
-        layers.push(Layer { path: path.clone(), ranges: own_ranges(path, format)? });
+        let options = DiskOptions { format: Some(format), ..args.format.read_only() };
+        layers.push(Layer { path: path.clone(), ranges: map_file(&HostFs::shared(), path, &options)? });
     }
     let size = layers.first().and_then(|top| top.ranges.last()).map_or(0, |last| last.offset + last.len);
     let mut ranges = Vec::new();
     resolve(&layers, 0, 0, size, &mut ranges);
-    output::list(context.format, &ranges, &COLUMNS, |range| range.offset.to_string())
-}
-
-/// What one file holds of the disk.
-fn own_ranges(path: &Path, format: DiskFormat) -> anyhow::Result<Vec<MapRange>> {
-    let file = OneFile::open(path, false)?;
-    if format == DiskFormat::Vhd {
-        return Ok(map(&file.image()?)?);
-    }
-    let failed = |source| OpenError::Io { path: path.into(), action: "find the holes of", source };
-    let end = file.file.len().map_err(failed)?;
-    let mut ranges = Vec::new();
-    let mut at = 0;
-    while at < end {
-        let data = file.file.next_data(at).map_err(failed)?.unwrap_or(end).clamp(at, end);
-        let (next, kind) = if data > at {
-            (data, MapKind::Hole { file_offset: at })
-        } else {
-            (file.file.next_hole(at).map_err(failed)?.clamp(at + 1, end), MapKind::Data { file_offset: at })
-        };
-        ranges.push(MapRange { offset: at, len: next - at, kind });
-        at = next;
-    }
     Ok(ranges)
 }
 
@@ -105,39 +94,43 @@ fn resolve(layers: &[Layer], depth: usize, offset: u64, len: u64, out: &mut Vec<
     let end = offset + len;
     let Some(layer) = layers.get(depth) else {
         // Past the end of a parent that is shorter than its child, or a parent nobody looked for.
-        return add(out, Range { offset, length: len, kind: "zero", depth, file: None, file_offset: None });
+        return add(out, nowhere(offset, len, "zero"));
     };
     let first = layer.ranges.partition_point(|range| range.offset + range.len <= offset);
     let mut at = offset;
     for range in layer.ranges.iter().skip(first).take_while(|range| range.offset < end) {
         let length = (range.offset + range.len).min(end) - at;
-        let stored = |kind, file_offset: u64| Range {
+        let stored = |kind: &str, file_offset: u64| Range {
             offset: at,
             length,
-            kind,
-            depth,
+            kind: kind.into(),
+            depth: Some(depth),
             file: Some(layer.path.clone()),
             file_offset: Some(file_offset + (at - range.offset)),
         };
-        let nowhere = |kind| Range { offset: at, length, kind, depth, file: None, file_offset: None };
         match range.kind {
             MapKind::Data { file_offset } => add(out, stored("data", file_offset)),
             MapKind::Hole { file_offset } => add(out, stored("hole", file_offset)),
-            MapKind::Zero => add(out, nowhere("zero")),
-            MapKind::Parent if layers.len() == 1 => add(out, nowhere("parent")),
+            MapKind::Zero => add(out, nowhere(at, length, "zero")),
+            MapKind::Parent if layers.len() == 1 => add(out, nowhere(at, length, "parent")),
             MapKind::Parent => resolve(layers, depth + 1, at, length, out),
         }
         at += length;
     }
     if at < end {
-        add(out, Range { offset: at, length: end - at, kind: "zero", depth, file: None, file_offset: None });
+        add(out, nowhere(at, end - at, "zero"));
     }
+}
+
+/// A range that is in no file.
+fn nowhere(offset: u64, length: u64, kind: &str) -> Range {
+    Range { offset, length, kind: kind.into(), depth: None, file: None, file_offset: None }
 }
 
 /// Adds a range, or lengthens the last one when the new one goes on where it ends.
 fn add(out: &mut Vec<Range>, range: Range) {
     if let Some(last) = out.last_mut()
-        && (last.kind, last.depth) == (range.kind, range.depth)
+        && (&last.kind, last.depth) == (&range.kind, range.depth)
         && last.file == range.file
         && last.file_offset.map(|offset| offset + last.length) == range.file_offset
     {
@@ -171,14 +164,15 @@ mod tests {
         ];
         let mut out = Vec::new();
         resolve(&layers, 0, 0, 40, &mut out);
-        let seen: Vec<_> = out.iter().map(|r| (r.offset, r.length, r.kind, r.depth, r.file_offset)).collect();
+        let seen: Vec<_> =
+            out.iter().map(|r| (r.offset, r.length, r.kind.as_str(), r.depth, r.file_offset)).collect();
         assert_eq!(
             seen,
             [
-                (0, 5, "data", 1, Some(7)),
-                (5, 5, "zero", 1, None),
-                (10, 10, "data", 0, Some(100)),
-                (20, 20, "zero", 1, None),
+                (0, 5, "data", Some(1), Some(7)),
+                (5, 5, "zero", None, None),
+                (10, 10, "data", Some(0), Some(100)),
+                (20, 20, "zero", None, None),
             ]
         );
     }

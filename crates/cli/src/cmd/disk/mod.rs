@@ -40,6 +40,12 @@ impl DiskCommand {
             Self::Convert(args) => convert::run(context, args),
             Self::Serve(args) => serve::run(context, args),
         };
-        result.map_err(|error| in_use::explain(context, error))
+        let cure = match self {
+            Self::Convert(_) => {
+                "turn it off first, or take a checkpoint: then this file is only read and can be copied"
+            }
+            _ => "turn it off first",
+        };
+        result.map_err(|error| in_use::explain(context, error, cure))
     }
 }

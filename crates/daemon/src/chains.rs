@@ -1,0 +1,100 @@
+//! Which files each chain consists of, remembered as long as none of them changes: with hundreds of machines nobody wants
+//! to open every disk for every question.
+
+use crate::disks::{self, Chain};
+use crate::failure::Failure;
+use crate::stamp::Stamp;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+use std::time::SystemTime;
+
+/// A chain as it was read.
+#[derive(Clone, Debug)]
+struct Known {
+    files: Vec<PathBuf>,
+    stamps: Vec<Stamp>,
+}
+
+/// All chains that were looked at. Blocking.
+#[derive(Debug, Default)]
+pub struct Chains {
+    known: Mutex<BTreeMap<PathBuf, Known>>,
+}
+
+impl Chains {
+    fn table(&self) -> std::sync::MutexGuard<'_, BTreeMap<PathBuf, Known>> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The files of the chain whose top is `top`, the top first. Whether they are in use or could be written to is not
+    /// looked at.
+    ///
+    /// # Errors
+    /// As [`disks::probe`].
+    pub fn files(&self, top: &Path) -> Result<Vec<PathBuf>, Failure> {
+        let known = self.table().get(top).cloned();
+        if let Some(known) = known
+            && stamps_of(&known.files).is_some_and(|now| now == known.stamps)
+        {
+            return Ok(known.files);
+        }
+        let begun = SystemTime::now();
+        let files = self.read(top)?;
+        if let Some(stamps) = stamps_of(&files)
+            && stamps.iter().all(|stamp| stamp.is_older_than(begun))
+        {
+            self.table().insert(top.into(), Known { files: files.clone(), stamps });
+        }
+        Ok(files)
+    }
+
+    fn read(&self, top: &Path) -> Result<Vec<PathBuf>, Failure> {
+        match disks::probe(top) {
+            Ok(chain) => Ok(Chain::files(&chain)),
+            Err(failure) => {
+                self.table().remove(top);
+                Err(failure)
+            }
+        }
+    }
+
+    /// Forgets every chain but those of `tops`.
+    pub fn keep(&self, tops: &BTreeSet<PathBuf>) {
+        self.table().retain(|top, _| tops.contains(top));
+    }
+}
+
+fn stamps_of(files: &[PathBuf]) -> Option<Vec<Stamp>> {
+    files.iter().map(|file| Stamp::of(file).ok()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use backstay_api::DiskType;
+
+    #[test]
+    fn a_chain_that_changes_is_read_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().canonicalize().unwrap().join(name);
+        let (base, other, top) = (path("base.vhd"), path("other.vhd"), path("top.avhd"));
+        disks::create(&base, 8 << 20, DiskType::Dynamic).unwrap();
+        disks::create_child(&base, &top).unwrap();
+        let chains = Chains::default();
+        assert_eq!(chains.files(&top).unwrap(), [top.clone(), base.clone()]);
+        assert_eq!(chains.files(&top).unwrap(), [top.clone(), base.clone()]);
+
+        std::fs::remove_file(&top).unwrap();
+        assert!(chains.files(&top).is_err(), "a top that is gone");
+        disks::create(&other, 8 << 20, DiskType::Dynamic).unwrap();
+        disks::create_child(&other, &top).unwrap();
+        assert_eq!(
+            chains.files(&top).unwrap(),
+            [top.clone(), other.clone()],
+            "another file of the same name"
+        );
+        std::fs::remove_file(&other).unwrap();
+        assert!(chains.files(&top).is_err(), "a parent that is gone");
+    }
+}
