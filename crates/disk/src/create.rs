@@ -4,8 +4,9 @@ use crate::{
     chain::{Chain, MAX_DEPTH},
     error::OpenError,
     fs::{DiskFile, FileSystem, folder_of},
-    layer::Layer,
-    options::DiskOptions,
+    layer::{Layer, LayerMode},
+    options::{DiskFormat, DiskOptions},
+    shadow::ShadowFile,
     temp::TempFile,
 };
 use backstay_vhd::{
@@ -131,6 +132,15 @@ pub enum CreateError {
         #[source]
         source: Box<OpenError>,
     },
+    /// The parent's content cannot be made durable.
+    #[error("cannot write the last changes to {}", parent.display())]
+    Flush {
+        /// The parent.
+        parent: PathBuf,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
     /// The child could never be opened.
     #[error(
         "{} has {} disks in its chain, the most there may be; convert it into one file with `backstay disk convert` and go on from that",
@@ -154,8 +164,8 @@ pub enum CreateError {
 pub struct NewDiskPlan {
     path: PathBuf,
     plan: CreatePlanKind,
-    /// Keeps the parent locked until the child exists.
-    _parent: Option<Chain>,
+    /// Kept locked until the child exists.
+    parent: Option<Chain>,
 }
 
 #[derive(Debug)]
@@ -190,7 +200,7 @@ impl NewDiskPlan {
         let (size, kind, parent) = match what {
             NewDisk::Raw { size } => {
                 let steps = vec![Step::SetLen(*size), Step::Flush];
-                return Ok(Self { path: path_buf(), plan: CreatePlanKind::Raw(steps), _parent: None });
+                return Ok(Self { path: path_buf(), plan: CreatePlanKind::Raw(steps), parent: None });
             }
             NewDisk::Fixed { size } => (*size, CreateKind::Fixed, None),
             NewDisk::Dynamic { size, block_size } => {
@@ -204,10 +214,12 @@ impl NewDiskPlan {
                     changed: None,
                     ..options.clone()
                 };
-                let chain = Chain::open(fs, parent, &how).map_err(|source| CreateError::Parent {
+                let unusable = |source: OpenError| CreateError::Parent {
                     parent: parent.clone(),
                     source: Box::new(source),
-                })?;
+                };
+                settle(fs, parent, options).map_err(unusable)?;
+                let chain = Chain::open(fs, parent, &how).map_err(unusable)?;
                 let (size, spec) = match chain.top() {
                     Some(top) => {
                         room_for_child(&chain)?;
@@ -219,7 +231,7 @@ impl NewDiskPlan {
             }
         };
         let plan = plan_vhd(path, size, kind, identity)?;
-        Ok(Self { path: path_buf(), plan: CreatePlanKind::Vhd(plan), _parent: parent })
+        Ok(Self { path: path_buf(), plan: CreatePlanKind::Vhd(plan), parent })
     }
 
     /// Carries it out: afterwards the file is there, whole and durable, or not at all.
@@ -227,6 +239,13 @@ impl NewDiskPlan {
     /// # Errors
     /// [`CreateError`].
     pub fn execute(&self, fs: &Arc<dyn FileSystem>) -> Result<(), CreateError> {
+        // Its server may have died before it made everything durable, and a flush of the child will not do it.
+        if let Some(parent) = self.parent.as_ref().and_then(Chain::top) {
+            parent
+                .file
+                .flush()
+                .map_err(|source| CreateError::Flush { parent: parent.path.clone(), source })?;
+        }
         match &self.plan {
             CreatePlanKind::Raw(steps) => write_new(fs, &self.path, 0, steps),
             CreatePlanKind::Vhd(plan) => execute_vhd(fs, &self.path, plan),
@@ -297,6 +316,27 @@ fn write_new(fs: &Arc<dyn FileSystem>, path: &Path, needed: u64, steps: &[Step])
     backstay_vhd::plan::execute(steps, temp.file().as_ref())
         .map_err(|source| CreateError::Write { path: path.to_owned(), source })?;
     temp.commit().map_err(|source| failed(path, source))
+}
+
+/// Puts into a file what a process that died left beside it. As a parent it is not written to again, and what is beside
+/// it ends with the power.
+fn settle(fs: &Arc<dyn FileSystem>, path: &Path, options: &DiskOptions) -> Result<(), OpenError> {
+    let Some(folder) = &options.runtime_dir else { return Ok(()) };
+    // What is wrong with the file is told by whoever opens it next.
+    let Ok(meta) = fs.metadata(path) else { return Ok(()) };
+    if !ShadowFile::exists(fs, folder, meta.id) {
+        return Ok(());
+    }
+    let mode = LayerMode { writable: true, format: DiskFormat::Vhd };
+    let how = DiskOptions { runtime_dir: Some(folder.clone()), ..DiskOptions::default() };
+    match Layer::open(fs, path, mode, &how) {
+        Ok(layer) => {
+            layer.close().map_err(|source| OpenError::from_io(path, "write the last changes to", source))
+        }
+        // Either its server lives, and the file is refused as a parent, or it is a parent already.
+        Err(OpenError::InUse { .. }) => Ok(()),
+        Err(error) => Err(error),
+    }
 }
 
 /// Refuses a child that would make its chain too deep to be opened.

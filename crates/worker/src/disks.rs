@@ -95,8 +95,8 @@ impl DiskSet {
     /// [`DisksError`]; nothing stays open then.
     pub fn open(run: &RunDir, spec: &VmSpec, qemu_gid: Option<u32>) -> Result<Self, DisksError> {
         let run_file = |path: PathBuf| move |source| DisksError::RunFile { path, source };
-        let shadow = run.shadow();
-        std::fs::create_dir_all(&shadow).map_err(run_file(shadow.clone()))?;
+        // One folder for all programs of this host: whoever opens a disk after our death finds its last writes there.
+        let shadow = DiskOptions::default_runtime_dir().unwrap_or_else(|| run.shadow());
         let tops = Tops::read(&run.tops()).map_err(run_file(run.tops()))?;
         let server = Server::bind(&run.nbd(), 0o600).map_err(DisksError::Bind)?;
         share_with(&run.nbd(), qemu_gid).map_err(run_file(run.nbd()))?;

@@ -448,6 +448,24 @@ fn conversion(seed: u64) -> Result<(), String> {
     Ok(())
 }
 
+#[test]
+fn a_child_of_a_disk_whose_process_died_keeps_all_of_it() {
+    run_all(0..300, |seed| {
+        let mut rng = Rng::new(seed);
+        let depth = u128::from(rng.below(3));
+        let mut machine = Machine::new(&mut rng, depth, true);
+        machine.run(&mut rng, 20);
+        let killed = machine.fs.kill();
+        let what = NewDisk::Differencing { parent: machine.top.clone(), block_size: BLOCK_SIZE };
+        make(&killed, "/d/child.avhd", &what, 99).map_err(|error| report(&error))?;
+        let after = killed.power_cut(seed);
+        let child = Disk::open_on(shared(&after), Path::new("/d/child.avhd"), options());
+        let child = child.map_err(|error| report(&error))?;
+        check_found(&child, &machine.model, |versions| &versions[versions.len() - 1..])?;
+        Ok(())
+    });
+}
+
 /// Seeds that nobody has tried yet, for as long as `SOAK_SECONDS` says.
 #[test]
 #[ignore = "make soak runs it"]
