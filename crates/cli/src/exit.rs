@@ -104,9 +104,10 @@ fn disk_code(cause: &(dyn std::error::Error + 'static)) -> Option<u8> {
         };
     }
     match cause.downcast_ref::<CreateError>()? {
-        CreateError::Exists { .. } | CreateError::RawParent { .. } | CreateError::TooDeep { .. } => {
-            Some(ProblemCode::Exists.exit_code())
-        }
+        CreateError::Exists { .. }
+        | CreateError::RawParent { .. }
+        | CreateError::TooDeep { .. }
+        | CreateError::ParentName { .. } => Some(ProblemCode::Exists.exit_code()),
         CreateError::Invalid { .. } => Some(ProblemCode::Invalid.exit_code()),
         CreateError::NoSpace { .. } => Some(ProblemCode::NoSpace.exit_code()),
         _ => None,

@@ -111,7 +111,7 @@ fn create_failure(error: CreateError) -> Failure {
         CreateError::NoSpace { .. } => ProblemCode::NoSpace,
         CreateError::Invalid { .. } | CreateError::RawParent { .. } => ProblemCode::Invalid,
         CreateError::Parent { .. } => ProblemCode::Damaged,
-        CreateError::TooDeep { .. } => ProblemCode::Precondition,
+        CreateError::TooDeep { .. } | CreateError::ParentName { .. } => ProblemCode::Precondition,
         _ => ProblemCode::Internal,
     };
     Failure::because(code, "a disk cannot be made", error)

@@ -151,6 +151,12 @@ pub enum CreateError {
         /// The parent.
         parent: PathBuf,
     },
+    /// The child could not say where its parent is.
+    #[error("the path of {} is not Unicode, and only such paths can be stored in a differencing disk; rename it", parent.display())]
+    ParentName {
+        /// The parent.
+        parent: PathBuf,
+    },
     /// Only a VHD can be a parent.
     #[error("{} is a raw disk and cannot be the parent of a differencing disk; convert it to VHD first", parent.display())]
     RawParent {
@@ -361,13 +367,16 @@ pub(crate) fn failed(path: &Path, source: io::Error) -> CreateError {
 fn parent_spec(fs: &Arc<dyn FileSystem>, parent: &Layer, path: &Path) -> Result<ParentSpec, CreateError> {
     let info = parent.info().ok_or_else(|| CreateError::RawParent { parent: parent.path.clone() })?;
     let folder = fs.canonicalize(folder_of(path)).map_err(|source| failed(path, source))?;
+    let relative = relative(&folder, &parent.path);
+    let relative =
+        relative.to_str().ok_or_else(|| CreateError::ParentName { parent: parent.path.clone() })?;
     let name = parent.path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
     Ok(ParentSpec {
         unique_id: info.unique_id,
         time_stamp: VhdTime(0),
         name,
         absolute: parent.path.to_str().map(str::to_owned),
-        relative: relative(&folder, &parent.path).to_str().map(str::to_owned),
+        relative: Some(relative.to_owned()),
     })
 }
 

@@ -9,8 +9,9 @@ use backstay_disk::{
     create_disk, fs::HostFs, switch_all,
 };
 use std::{
+    ffi::OsStr,
     io::{BufRead, BufReader, Read},
-    os::unix::fs::MetadataExt,
+    os::unix::{ffi::OsStrExt, fs::MetadataExt},
     path::{Path, PathBuf},
     process::{Child, Stdio},
     sync::Arc,
@@ -124,6 +125,51 @@ fn layers_may_have_different_block_sizes() {
             assert_same(&seven_zip(&top), &model, &format!("7-Zip, layer {level}"));
         }
     }
+}
+
+#[test]
+fn odd_names_of_parents_are_found_also_after_a_move() {
+    let odd = [
+        "a\\b.vhd",
+        "C:foo.vhd",
+        "C:\\foo\\bar.vhd",
+        "\\\\server\\share.vhd",
+        " lead.vhd",
+        "trail .vhd",
+        "..foo.vhd",
+        "new\nline.vhd",
+        "😀 ä a\u{308}.vhd",
+        "file:x.vhd",
+        "*?|<>\".vhd",
+        "-dash.vhd",
+        "%41.vhd",
+        "....vhd",
+    ];
+    let long = "é".repeat(125) + ".vhd";
+    for name in odd.into_iter().chain([long.as_str()]) {
+        for parents in ["c", "p q"] {
+            let folder = folder();
+            let before = folder.path().join("before");
+            for folder in ["c", parents] {
+                std::fs::create_dir_all(before.join(folder)).unwrap();
+            }
+            child_of(&dynamic(&before.join(parents), name, SIZE), &before.join("c/kid.avhd"));
+            let after = folder.path().join("after");
+            std::fs::rename(&before, &after).unwrap();
+            let disk = open(&after.join("c/kid.avhd"), DiskOptions::read_only());
+            assert_eq!(disk.chain()[1].path, after.join(parents).join(name));
+        }
+    }
+}
+
+#[test]
+fn a_parent_whose_name_cannot_be_stored_is_refused() {
+    let folder = folder();
+    let parent = folder.path().join(OsStr::from_bytes(b"\xff.vhd"));
+    make(&parent, &NewDisk::Dynamic { size: SIZE, block_size: 512 << 10 });
+    let what = NewDisk::Differencing { parent, block_size: 512 << 10 };
+    let refused = create_disk(&HostFs::shared(), &folder.path().join("1.avhd"), &what, Identity::fresh());
+    assert!(matches!(refused, Err(CreateError::ParentName { .. })), "{refused:?}");
 }
 
 /// The process that has a disk open until it is killed.
