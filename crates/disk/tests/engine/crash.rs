@@ -417,13 +417,27 @@ fn a_converted_file_is_whole_or_not_there() {
     run_all(0..1000, conversion);
 }
 
+#[test]
+fn a_conversion_that_forgets_a_flush_is_caught() {
+    for flush in ["of the file", "of the folder"] {
+        let number = u64::from(flush == "of the folder");
+        let failure =
+            first_failure(0..500, |seed| convert_and_crash(seed, |fs, _| fs.power().swallow_flush(number)));
+        assert!(failure.is_some(), "no seed notices that the flush {flush} is missing");
+    }
+}
+
 fn conversion(seed: u64) -> Result<(), String> {
+    convert_and_crash(seed, |fs, rng| fs.power().die_after_operations(rng.below(40)))
+}
+
+fn convert_and_crash(seed: u64, arm: impl Fn(&SimFs, &mut Rng)) -> Result<(), String> {
     let mut rng = Rng::new(seed);
     let depth = u128::from(rng.below(3));
     let machine = Machine::new(&mut rng, depth, false);
     machine.disk.close().map_err(|error| report(&error))?;
     let fs = &machine.fs;
-    fs.power().die_after_operations(rng.below(40));
+    arm(fs, &mut rng);
     let (to, target) = match rng.below(3) {
         0 => (ConvertTo::Raw, "/d/new.raw"),
         1 => (ConvertTo::Fixed, "/d/new.vhd"),
