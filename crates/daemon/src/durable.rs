@@ -1,47 +1,9 @@
 //! Changing files so that a crash leaves the old or the new content, never a part.
 
-use std::fs::{File, OpenOptions};
-use std::io::{self, Write};
-use std::path::{Path, PathBuf};
+pub use backstay_worker::durable::{replace, sync_folder_of};
 
-/// The temporary name next to `path` under which its next content is written.
-fn temporary(path: &Path) -> PathBuf {
-    let mut name = std::ffi::OsString::from(".");
-    name.push(path.file_name().unwrap_or_default());
-    name.push(".new");
-    path.with_file_name(name)
-}
-
-/// Makes renames and new names in the folder of `path` durable.
-///
-/// # Errors
-/// As the file system.
-pub fn sync_folder_of(path: &Path) -> io::Result<()> {
-    match path.parent() {
-        Some(folder) if !folder.as_os_str().is_empty() => File::open(folder)?.sync_all(),
-        _ => Ok(()),
-    }
-}
-
-/// Replaces `path` by `bytes`: temporary file, fsync, rename, fsync of the folder.
-///
-/// # Errors
-/// As the file system. The former content is still there, unless only the last step (the folder's fsync) failed.
-pub fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let temporary = temporary(path);
-    let written = OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .open(&temporary)
-        .and_then(|mut file| file.write_all(bytes).and_then(|()| file.sync_all()))
-        .and_then(|()| std::fs::rename(&temporary, path));
-    if let Err(error) = written {
-        let _ = std::fs::remove_file(&temporary);
-        return Err(error);
-    }
-    sync_folder_of(path)
-}
+use std::io;
+use std::path::Path;
 
 /// Makes a folder and the ones above it, durably.
 ///
@@ -89,10 +51,10 @@ mod tests {
         let path = folder.path().join("a");
         replace(&path, b"old").unwrap();
         // A folder in the way of the temporary file makes the write fail.
-        std::fs::create_dir(folder.path().join(".a.new")).unwrap();
+        std::fs::create_dir(folder.path().join(".a.tmp")).unwrap();
         assert!(replace(&path, b"new").is_err());
         assert_eq!(std::fs::read(&path).unwrap(), b"old");
-        std::fs::remove_dir(folder.path().join(".a.new")).unwrap();
+        std::fs::remove_dir(folder.path().join(".a.tmp")).unwrap();
         replace(&path, b"new").unwrap();
         assert_eq!(std::fs::read(&path).unwrap(), b"new");
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);

@@ -5,8 +5,8 @@ use crate::control::{DiskStatus, LayerSwitch};
 use crate::run_dir::{RunDir, share_with};
 use backstay_disk::nbd::{BindError, ExportError, ExportSpec, Server};
 use backstay_disk::{
-    CloseError, CreateError, Disk, DiskFormat, DiskOptions, Identity, OpenError, Switch, SwitchError,
-    Switched, switch_back_all,
+    Backend, CloseError, CreateError, Disk, DiskFormat, DiskOptions, Identity, OpenError, Switch,
+    SwitchError, Switched, switch_back_all,
 };
 use backstay_model::{CheckpointDisk, DriveMedia, DriveSlot, VmSpec};
 use std::io;
@@ -58,6 +58,15 @@ pub enum DisksError {
     /// The disks cannot get their new tops.
     #[error("the disks cannot step onto their new files")]
     Switch(#[source] Box<SwitchError>),
+    /// A file system does not take what was written.
+    #[error("the disk at {slot} cannot be flushed")]
+    Flush {
+        /// Where it is attached.
+        slot: DriveSlot,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
     /// A defect of this program.
     #[error("the disk engine failed: {0}")]
     Failed(String),
@@ -179,6 +188,16 @@ impl DiskSet {
     /// [`DisksError::NoDisk`].
     pub fn disk(&self, slot: DriveSlot) -> Result<Arc<Disk>, DisksError> {
         self.drive(slot).map(|drive| Arc::clone(&drive.disk))
+    }
+
+    /// Makes everything durable that was acknowledged so far. Blocks.
+    ///
+    /// # Errors
+    /// [`DisksError::Flush`].
+    pub fn flush(&self) -> Result<(), DisksError> {
+        self.hard_disks().try_for_each(|drive| {
+            drive.disk.flush().map_err(|source| DisksError::Flush { slot: drive.slot, source })
+        })
     }
 
     /// Makes the empty children, durably, and opens them: all that can be done while the guest runs. Blocks.

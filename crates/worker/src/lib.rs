@@ -14,7 +14,7 @@ pub mod client;
 mod console;
 pub mod control;
 mod disks;
-mod durable;
+pub mod durable;
 pub mod events;
 pub mod inspect;
 mod instance;

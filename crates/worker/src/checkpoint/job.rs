@@ -29,7 +29,7 @@ const FIRST_PAGE: Duration = Duration::from_secs(30);
 /// How long our end of a broken stream may take to say why.
 const BROKEN: Duration = Duration::from_secs(5);
 /// How often QEMU is asked while the guest stands still.
-const POLL_STOPPED: Duration = Duration::from_millis(1);
+const POLL_STOPPED: Duration = Duration::from_micros(300);
 /// How often QEMU is asked while the guest runs.
 const POLL_RUNNING: Duration = Duration::from_millis(20);
 
@@ -237,17 +237,28 @@ impl Job {
         let receiver = done.receiver.insert(receiver);
         let mut events = self.qmp.events();
         if self.plan.running {
+            // Stopping the guest flushes its disks: what is dirty now need not be waited for then.
+            self.on_disks(|disks, _| disks.flush()).await?;
+        }
+        let mut watch = StopWatch::start();
+        if self.plan.running {
             self.qmp.stop().await.map_err(qemu("stop the guest"))?;
         }
+        watch.lap("stop");
         let switched = self.flip(&mut done.switch).await?;
+        watch.lap("disks");
         let created = now_unix_ms();
         done.migrating = true;
         self.qmp.migrate(&format!("unix:{}", socket.display())).await.map_err(qemu("start saving"))?;
+        watch.lap("migrate");
         self.first_page(receiver).await?;
+        watch.lap("first page");
         if self.plan.resume {
             self.qmp.cont().await.map_err(qemu("continue the guest"))?;
+            watch.lap("continue");
             done.resumed = true;
             self.note_pause(&mut events);
+            tracing::info!(laps = watch.words(), "the guest runs again");
         }
         let _ = running.send(());
         tokio::task::spawn_blocking(move || switched.finish());
@@ -353,7 +364,9 @@ impl Job {
     /// The cut: from here on the guest writes into the new files.
     async fn flip(&self, prepared: &mut Option<Switch>) -> Result<Switched, JobError> {
         let Some(prepared) = prepared.take() else { return Err(JobError::Cancelled) };
-        self.on_disks(move |disks, switches| disks.flip(prepared, switches)).await
+        // On this thread: waking another one costs more than the step, and the guest stands still.
+        tokio::task::block_in_place(|| self.disks.flip(prepared, &self.plan.switches))
+            .map_err(JobError::Disks)
     }
 
     /// Waits until the device state is taken and writes are tracked. Before that QEMU would stop the guest again by
@@ -487,6 +500,30 @@ impl Job {
                 tracing::warn!(%error, path = %path.display(), "a file of the checkpoint was left");
             }
         }
+    }
+}
+
+/// What a pause consists of.
+struct StopWatch {
+    last: Instant,
+    laps: Vec<(&'static str, Duration)>,
+}
+
+impl StopWatch {
+    fn start() -> Self {
+        Self { last: Instant::now(), laps: Vec::new() }
+    }
+
+    fn lap(&mut self, what: &'static str) {
+        let now = Instant::now();
+        self.laps.push((what, now - self.last));
+        self.last = now;
+    }
+
+    /// `stop 1.2 ms, disks 0.3 ms …`
+    fn words(&self) -> String {
+        let lap = |(what, took): &(&str, Duration)| format!("{what} {:.1} ms", took.as_secs_f64() * 1e3);
+        self.laps.iter().map(lap).collect::<Vec<_>>().join(", ")
     }
 }
 
