@@ -326,7 +326,7 @@ fn write_new(fs: &Arc<dyn FileSystem>, path: &Path, needed: u64, steps: &[Step])
 
 /// Puts into a file what a process that died left beside it. As a parent it is not written to again, and what is beside
 /// it ends with the power.
-fn settle(fs: &Arc<dyn FileSystem>, path: &Path, options: &DiskOptions) -> Result<(), OpenError> {
+pub(crate) fn settle(fs: &Arc<dyn FileSystem>, path: &Path, options: &DiskOptions) -> Result<(), OpenError> {
     let Some(folder) = &options.runtime_dir else { return Ok(()) };
     // What is wrong with the file is told by whoever opens it next.
     let Ok(meta) = fs.metadata(path) else { return Ok(()) };

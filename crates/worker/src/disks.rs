@@ -6,7 +6,7 @@ use crate::run_dir::{RunDir, share_with};
 use backstay_disk::nbd::{BindError, ExportError, ExportSpec, Server};
 use backstay_disk::{
     Backend, CloseError, CreateError, Disk, DiskFormat, DiskOptions, Identity, OpenError, Switch,
-    SwitchError, Switched, switch_back_all,
+    SwitchError, Switched, fs::HostFs, settle_parents, switch_back_all,
 };
 use backstay_model::{CheckpointDisk, DriveMedia, DriveSlot, VmSpec};
 use std::io;
@@ -122,6 +122,10 @@ impl DiskSet {
                 DriveMedia::EmptyOptical => continue,
             };
             let hard_disk = !options.read_only;
+            if hard_disk {
+                settle_parents(&HostFs::shared(), &path, &options)
+                    .map_err(|source| DisksError::Open { slot: drive.slot, source: Box::new(source) })?;
+            }
             let disk = Disk::open(&path, options)
                 .map_err(|source| DisksError::Open { slot: drive.slot, source: Box::new(source) })?;
             drives.push(Drive { slot: drive.slot, top: Mutex::new(path), disk, hard_disk });

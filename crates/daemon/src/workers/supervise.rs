@@ -5,11 +5,12 @@ use crate::app::App;
 use crate::events::Happening;
 use crate::failure::chain;
 use backstay_model::{VmId, VmState};
-use backstay_worker::client::WorkerClient;
+use backstay_worker::client::{ClientError, WorkerClient};
 use backstay_worker::events::read_spool;
 use backstay_worker::spawn::{self, SpawnError};
+use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::watch;
 
 /// How long a worker may take to listen after it was started.
@@ -57,7 +58,7 @@ async fn follow(app: &Arc<App>, vm: VmId, connection: &Connection, fresh: bool) 
     let mut patience = if fresh { STARTING } else { ADOPTING };
     let mut failures = 0u32;
     loop {
-        match WorkerClient::connect_within(&control, patience).await {
+        match connect(&control, &launch, patience).await {
             Ok(client) => {
                 failures = 0;
                 hear(app, vm, connection, Arc::new(client), &mut following).await;
@@ -81,6 +82,19 @@ async fn follow(app: &Arc<App>, vm: VmId, connection: &Connection, fresh: bool) 
         ingest::event(app, vm, event, &mut following).await;
     }
     following.ending
+}
+
+/// Connects as soon as the worker listens. One whose machine ended at once may be gone before it was ever seen: then there
+/// is nothing to wait for.
+async fn connect(control: &Path, launch: &Path, patience: Duration) -> Result<WorkerClient, ClientError> {
+    let deadline = Instant::now() + patience;
+    loop {
+        match WorkerClient::connect(control).await {
+            Err(error) if Instant::now() >= deadline || !launch.exists() => return Err(error),
+            Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
+            connected => return connected,
+        }
+    }
 }
 
 /// The first attempt is at once; a worker that cannot be started must not eat the host.
