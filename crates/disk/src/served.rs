@@ -2,7 +2,7 @@
 
 use crate::{
     backend::Backend,
-    chain::Chain,
+    chain::{Chain, ChainWarning},
     disk::{DRAIN, Disk},
     inspect::how,
     layer::Layer,
@@ -10,7 +10,7 @@ use crate::{
     walk::{Place, walk},
 };
 use backstay_vhd::{
-    Storage,
+    Storage, Warning,
     check::{Report, Severity, check},
 };
 use std::{io, sync::Arc, time::Instant};
@@ -48,6 +48,15 @@ impl Disk {
         let chain = self.enter()?;
         let layers = if top_only { chain.layers.get(..1).unwrap_or_default() } else { &chain.layers };
         map_layers(layers, offset, limit)
+    }
+
+    /// What was strange about the files when they were opened and still is: writes of a dead process that the top file took
+    /// over are flushed with all others.
+    #[must_use]
+    pub fn lasting_warnings(&self) -> Vec<ChainWarning> {
+        let top = self.top_path();
+        let passing = |warning: &ChainWarning| matches!(warning, ChainWarning::Image { path, warning: Warning::WritesAdopted { .. } } if *path == top);
+        self.warnings().into_iter().filter(|warning| !passing(warning)).collect()
     }
 
     /// Checks the structures of the top file; `None` for a raw file, which has none. Only if something looks wrong are

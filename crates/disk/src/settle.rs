@@ -70,6 +70,10 @@ mod tests {
             sector
         };
         assert_eq!(after_power_loss("before"), [0; 512], "this test would show a loss");
+        let first =
+            Disk::open(&path("first.avhd"), DiskOptions { read_only: true, ..options.clone() }).unwrap();
+        assert_eq!((first.warnings().len(), first.lasting_warnings().len()), (1, 0));
+        drop(first);
         settle_parents(&fs, &path("second.avhd"), &options).unwrap();
         assert_eq!(after_power_loss("after"), [7; 512]);
         let again = Disk::open(&path("second.avhd"), options.clone()).unwrap();

@@ -2,7 +2,7 @@
 
 use crate::control::{DiskCheck, DiskFinding, DiskMap, MapKind, MapRange};
 use crate::report::chain_of;
-use backstay_disk::{Disk, DiskOptions, OpenError, Report, check_file, fs::HostFs};
+use backstay_disk::{ChainWarning, Disk, DiskOptions, OpenError, Report, check_file, fs::HostFs};
 use std::io;
 use std::path::Path;
 
@@ -40,7 +40,7 @@ pub fn map(disk: &Disk, top_only: bool, offset: u64, limit: usize) -> io::Result
 /// If its last changes cannot be flushed.
 pub fn check(disk: &Disk) -> io::Result<DiskCheck> {
     let mut found = disk.check()?.map_or_else(nothing, |report| tell(&report));
-    add_warnings(&mut found, disk);
+    add_warnings(&mut found, disk.lasting_warnings());
     Ok(found)
 }
 
@@ -56,7 +56,7 @@ pub fn check_closed(path: &Path, options: &DiskOptions) -> Result<DiskCheck, Ope
     };
     if found.usable {
         match Disk::open(path, DiskOptions { read_only: true, ..options.clone() }) {
-            Ok(disk) => add_warnings(&mut found, &disk),
+            Ok(disk) => add_warnings(&mut found, disk.warnings()),
             Err(error @ OpenError::InUse { .. }) => return Err(error),
             Err(error) => found.findings.insert(0, of_chain("error", chain_of(&error))),
         }
@@ -76,8 +76,8 @@ fn of_chain(severity: &str, text: String) -> DiskFinding {
 }
 
 /// What the engine found strange when it opened the chain, unless the check says the same.
-fn add_warnings(found: &mut DiskCheck, disk: &Disk) {
-    for warning in disk.warnings() {
+fn add_warnings(found: &mut DiskCheck, warnings: Vec<ChainWarning>) {
+    for warning in warnings {
         let text = warning.to_string();
         if !found.findings.iter().any(|own| text.ends_with(own.text.as_str())) {
             let notes = found.findings.iter().position(|own| own.severity == "note");
