@@ -26,8 +26,8 @@ use crate::{
 /// Answers the guest gives after the checkpoint, so that one that was not reverted is told from one that was.
 const AHEAD: u32 = 64;
 
-const PAUSE_CAUSE: &str =
-    "QEMU touches every page of memory between our stop of the guest and the start of write tracking";
+const PAUSE_CAUSE: &str = "QEMU (10.0) reads a byte of every page between our stop of the guest and the start of \
+                           write tracking: the time grows with memory, and on a busy host with its load";
 const MAPPED_CAUSE: &str =
     "a background snapshot is written as a stream, which one thread of QEMU loads page by page";
 
