@@ -134,7 +134,9 @@ impl fmt::Display for Who<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.0 {
             Some(holder) => holder.fmt(f),
-            None => f.write_str("another host or a process of another user"),
+            None => f.write_str(
+                "another host or a process of another user, or was until a moment ago; try again if you know of none",
+            ),
         }
     }
 }

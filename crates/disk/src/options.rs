@@ -66,14 +66,19 @@ impl DiskOptions {
         Self { read_only: true, ..Self::default() }
     }
 
-    /// Where commands of this host keep shadow files: `/run/backstay/shadow` for root, else `backstay/shadow` in
-    /// `$XDG_RUNTIME_DIR`. `None` if there is neither.
+    /// Where every program of this host keeps shadow files, so that each finds those of the others: `/run/backstay/shadow`
+    /// for root, else `backstay/shadow` in `/run/user/UID` or, on a host without it, in `$XDG_RUNTIME_DIR`. `None` if
+    /// there is neither.
     #[must_use]
     pub fn default_runtime_dir() -> Option<PathBuf> {
         if rustix::process::geteuid().is_root() {
             return Some(PathBuf::from("/run/backstay/shadow"));
         }
-        let folder = std::env::var_os("XDG_RUNTIME_DIR").filter(|value| !value.is_empty())?;
-        Some(PathBuf::from(folder).join("backstay/shadow"))
+        // The same for a program that was started without the variable.
+        let usual = PathBuf::from(format!("/run/user/{}", rustix::process::geteuid()));
+        let named =
+            || std::env::var_os("XDG_RUNTIME_DIR").filter(|value| !value.is_empty()).map(PathBuf::from);
+        let folder = Some(usual).filter(|folder| folder.is_dir()).or_else(named)?;
+        Some(folder.join("backstay/shadow"))
     }
 }

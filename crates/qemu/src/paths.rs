@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 /// Longest path of a unix socket in bytes: `sun_path` has 108 bytes including the final zero.
 pub const SOCKET_PATH_MAX: usize = 107;
 
-/// Longest socket name in a run folder; the shadow socket folder is not used for sockets.
+/// Longest socket name in a run folder.
 const LONGEST_SOCKET: &str = "console.sock";
 
 /// A run folder that cannot be used.
@@ -142,11 +142,6 @@ impl RunPaths {
     #[must_use]
     pub fn tops(&self) -> PathBuf {
         self.dir.join("tops.json")
-    }
-    /// Metadata of open disks that outlives the worker.
-    #[must_use]
-    pub fn shadow(&self) -> PathBuf {
-        self.dir.join("shadow")
     }
 }
 

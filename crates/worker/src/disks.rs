@@ -1,6 +1,6 @@
 //! The machine's drives: chains opened by the disk engine and offered to QEMU, one NBD export each.
 
-use crate::checkpoint::tops::Tops;
+use crate::checkpoint::tops::{Top, Tops};
 use crate::control::{DiskStatus, LayerSwitch};
 use crate::run_dir::{RunDir, share_with};
 use backstay_disk::nbd::{BindError, ExportError, ExportSpec, Server};
@@ -30,6 +30,15 @@ pub enum DisksError {
         /// Why.
         #[source]
         source: Box<OpenError>,
+    },
+    /// A worker died in the middle of a step, and what it had not written of the file below cannot be written now.
+    #[error("the drive at {slot} cannot be opened")]
+    Unflushed {
+        /// Where it is attached.
+        slot: DriveSlot,
+        /// Why.
+        #[source]
+        source: CloseError,
     },
     /// QEMU could not reach them.
     #[error("the disks cannot be offered to QEMU")]
@@ -75,6 +84,14 @@ pub enum DisksError {
     NoDisk(DriveSlot),
 }
 
+impl DisksError {
+    /// Somebody has a disk locked, perhaps only to look at it.
+    #[must_use]
+    pub fn is_in_use(&self) -> bool {
+        matches!(self, Self::Open { source, .. } if matches!(**source, OpenError::InUse { .. }))
+    }
+}
+
 #[derive(Debug)]
 struct Drive {
     slot: DriveSlot,
@@ -95,6 +112,8 @@ impl Drive {
 pub struct DiskSet {
     drives: Vec<Drive>,
     server: Mutex<Option<Server>>,
+    /// Where the steps are written down.
+    tops: PathBuf,
 }
 
 impl DiskSet {
@@ -104,17 +123,16 @@ impl DiskSet {
     /// [`DisksError`]; nothing stays open then.
     pub fn open(run: &RunDir, spec: &VmSpec, qemu_gid: Option<u32>) -> Result<Self, DisksError> {
         let run_file = |path: PathBuf| move |source| DisksError::RunFile { path, source };
-        // One folder for all programs of this host: whoever opens a disk after our death finds its last writes there.
-        let shadow = DiskOptions::default_runtime_dir().unwrap_or_else(|| run.shadow());
         let tops = Tops::read(&run.tops()).map_err(run_file(run.tops()))?;
-        let server = Server::bind(&run.nbd(), 0o600).map_err(DisksError::Bind)?;
-        share_with(&run.nbd(), qemu_gid).map_err(run_file(run.nbd()))?;
-        let mut drives = Vec::new();
+        let (mut drives, mut steps) = (Vec::new(), Vec::new());
         for drive in &spec.drives {
             let (path, options) = match &drive.media {
-                DriveMedia::Disk(path) => {
-                    let options = DiskOptions { runtime_dir: Some(shadow.clone()), ..DiskOptions::default() };
-                    (tops.resolve(drive.slot, path, Path::exists), options)
+                DriveMedia::Disk(configured) => {
+                    let top = find_top(&tops, drive.slot, configured)?;
+                    if top.open {
+                        steps.push((drive.slot, top.path.clone()));
+                    }
+                    (top.path, to_write())
                 }
                 DriveMedia::Iso(path) => {
                     (path.clone(), DiskOptions { format: Some(DiskFormat::Raw), ..DiskOptions::read_only() })
@@ -130,6 +148,13 @@ impl DiskSet {
                 .map_err(|source| DisksError::Open { slot: drive.slot, source: Box::new(source) })?;
             drives.push(Drive { slot: drive.slot, top: Mutex::new(path), disk, hard_disk });
         }
+        if !steps.is_empty()
+            && let Err(error) = Tops::conclude(&run.tops(), steps)
+        {
+            tracing::error!(%error, "it is not written down which files the disks continue in");
+        }
+        let server = Server::bind(&run.nbd(), 0o600).map_err(DisksError::Bind)?;
+        share_with(&run.nbd(), qemu_gid).map_err(run_file(run.nbd()))?;
         for drive in &drives {
             let export = ExportSpec {
                 name: drive.slot.export_name(),
@@ -139,7 +164,7 @@ impl DiskSet {
             };
             server.add_export(export).map_err(DisksError::Export)?;
         }
-        Ok(Self { drives, server: Mutex::new(Some(server)) })
+        Ok(Self { drives, server: Mutex::new(Some(server)), tops: run.tops() })
     }
 
     /// What was strange about the files.
@@ -221,36 +246,46 @@ impl DiskSet {
         Switch::prepare(pairs).map_err(|source| DisksError::Switch(Box::new(source)))
     }
 
-    /// Steps onto the children at one instant. Blocks for as long as requests are in flight, so call it while the guest is
-    /// stopped. What is left to do with the result can wait until the guest runs.
+    /// Steps onto the children at one instant and writes that down. Blocks for as long as requests are in flight, so call
+    /// it while the guest is stopped. What is left to do with the result can wait until the guest runs.
     ///
     /// # Errors
-    /// [`DisksError::Switch`]; then no disk has stepped.
+    /// [`DisksError::Switch`]: no disk has stepped. [`DisksError::RunFile`]: all have, and must step back.
     pub fn flip(&self, prepared: Switch, switches: &[LayerSwitch]) -> Result<Switched, DisksError> {
         let switched = prepared.commit(DRAIN).map_err(|source| DisksError::Switch(Box::new(source)))?;
         for switch in switches {
             self.drive(switch.slot)?.top().clone_from(&switch.to);
         }
+        Tops::conclude(&self.tops, switches.iter().map(|s| (s.slot, s.to.clone())))
+            .map_err(|source| DisksError::RunFile { path: self.tops.clone(), source })?;
         Ok(switched)
     }
 
     /// Steps back from the children and removes them. A disk whose child has been written to stays on it and is named in
     /// the result. Blocks.
     pub fn unflip(&self, switches: &[LayerSwitch]) -> Vec<DriveSlot> {
-        let mut kept = Vec::new();
+        // A worker that takes over in the middle of this finds a child removed or empty.
+        let announced = Tops::announce(&self.tops, switches);
+        if let Err(error) = &announced {
+            tracing::warn!(%error, "the disks stay on their new files: the way back cannot be written down");
+        }
+        let mut tops = Vec::new();
         for switch in switches {
             let Ok(drive) = self.drive(switch.slot) else { continue };
-            if *drive.top() == switch.to {
-                if let Err(error) = switch_back_all(&[Arc::clone(&drive.disk)]) {
-                    tracing::warn!(slot = %switch.slot, %error, "the disk stays on its new file");
-                    kept.push(switch.slot);
-                    continue;
-                }
-                drive.top().clone_from(&switch.from);
+            let stepped = *drive.top() == switch.to;
+            if stepped && (announced.is_err() || !step_back(drive, switch)) {
+                tops.push((switch.slot, switch.to.clone()));
+                continue;
             }
+            tops.push((switch.slot, switch.from.clone()));
             if let Err(error) = crate::durable::remove(&switch.to) {
                 tracing::warn!(%error, path = %switch.to.display(), "an empty differencing disk was left");
             }
+        }
+        let kept =
+            switches.iter().filter(|s| tops.contains(&(s.slot, s.to.clone()))).map(|s| s.slot).collect();
+        if let Err(error) = Tops::conclude(&self.tops, tops) {
+            tracing::warn!(%error, "it is not written down which files the disks continue in");
         }
         kept
     }
@@ -275,4 +310,33 @@ impl DiskSet {
     fn drive(&self, slot: DriveSlot) -> Result<&Drive, DisksError> {
         self.hard_disks().find(|drive| drive.slot == slot).ok_or(DisksError::NoDisk(slot))
     }
+}
+
+/// How the hard disks are opened. All programs of this host share one folder for what is not in the files yet: whoever
+/// opens a disk after our death, this machine's next worker or a command, finds its last writes.
+fn to_write() -> DiskOptions {
+    DiskOptions { runtime_dir: DiskOptions::default_runtime_dir(), ..DiskOptions::default() }
+}
+
+/// The file a disk continues in. Where a worker died in the middle of a step, the file below is made durable first: from
+/// now on a flush by the guest reaches the new file only.
+fn find_top(tops: &Tops, slot: DriveSlot, configured: &Path) -> Result<Top, DisksError> {
+    let failed = |source| DisksError::Open { slot, source: Box::new(source) };
+    let top = tops.resolve(slot, configured, Path::try_exists).map_err(|source| {
+        failed(OpenError::Io { path: configured.into(), action: "find the present top of", source })
+    })?;
+    if let Some(below) = &top.unflushed {
+        let below = Disk::open(below, to_write()).map_err(failed)?;
+        below.close().map_err(|source| DisksError::Unflushed { slot, source })?;
+    }
+    Ok(top)
+}
+
+fn step_back(drive: &Drive, switch: &LayerSwitch) -> bool {
+    if let Err(error) = switch_back_all(&[Arc::clone(&drive.disk)]) {
+        tracing::warn!(slot = %switch.slot, %error, "the disk stays on its new file");
+        return false;
+    }
+    drive.top().clone_from(&switch.from);
+    true
 }

@@ -28,19 +28,23 @@ pub fn sync_folder_of(path: &Path) -> io::Result<()> {
 /// # Errors
 /// As the file system; the former content is still there then.
 pub fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    swap(path, bytes, File::sync_all)?;
+    sync_folder_of(path)
+}
+
+fn swap(path: &Path, bytes: &[u8], sync: impl Fn(&File) -> io::Result<()>) -> io::Result<()> {
     let temporary = temporary(path);
     let written = OpenOptions::new()
         .write(true)
         .create(true)
         .truncate(true)
         .open(&temporary)
-        .and_then(|mut file| file.write_all(bytes).and_then(|()| file.sync_all()))
+        .and_then(|mut file| file.write_all(bytes).and_then(|()| sync(&file)))
         .and_then(|()| std::fs::rename(&temporary, path));
     if written.is_err() {
         let _ = std::fs::remove_file(&temporary);
     }
-    written?;
-    sync_folder_of(path)
+    written
 }
 
 /// Replaces `path` by the JSON form of `value`.
@@ -48,9 +52,21 @@ pub fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
 /// # Errors
 /// As [`replace`].
 pub fn replace_json(path: &Path, value: &impl serde::Serialize) -> io::Result<()> {
+    replace(path, &json(value)?)
+}
+
+/// As [`replace_json`] without waiting for a disk: outlives the process, perhaps not the host.
+///
+/// # Errors
+/// As [`replace`].
+pub fn swap_json(path: &Path, value: &impl serde::Serialize) -> io::Result<()> {
+    swap(path, &json(value)?, |_| Ok(()))
+}
+
+fn json(value: &impl serde::Serialize) -> io::Result<Vec<u8>> {
     let mut bytes = serde_json::to_vec_pretty(value)?;
     bytes.push(b'\n');
-    replace(path, &bytes)
+    Ok(bytes)
 }
 
 /// Reads a JSON file; `None` when there is none.

@@ -1,6 +1,7 @@
 //! The event spool: numbered without gaps, kept in the run folder, sent to every subscriber from any number on.
 
 use crate::control::{EventFrame, WorkerEvent};
+use backstay_model::VmState;
 use std::collections::VecDeque;
 use std::fs::{File, OpenOptions};
 use std::io::{self, BufRead, BufReader, Write};
@@ -109,6 +110,16 @@ impl Spool {
             }
         }
         read_events(&File::open(&self.path)?, after).map(|(events, _)| events)
+    }
+
+    /// The state that was told last, by this worker or a former one.
+    #[must_use]
+    pub fn last_state(&self) -> Option<VmState> {
+        let events = self.after(0).unwrap_or_default();
+        events.into_iter().rev().find_map(|frame| match frame.event {
+            WorkerEvent::State { to, .. } => Some(to),
+            _ => None,
+        })
     }
 
     /// A value that changes with every new event.

@@ -20,6 +20,7 @@ pub mod inspect;
 mod instance;
 mod lock;
 mod logs;
+mod opening;
 mod owner;
 mod report;
 mod run_dir;

@@ -36,6 +36,16 @@ impl RunDir {
         self.dir().join("ended.json")
     }
 
+    /// The machine is over: a worker that is started for this folder finds nothing to run or to take over.
+    pub fn put_away(&self) {
+        for stale in [self.instance(), self.process_record(), self.pid()] {
+            let _ = crate::durable::remove(&stale);
+        }
+        if let Err(error) = std::fs::rename(self.launch(), self.ended()) {
+            tracing::error!(%error, "the launch record could not be put away");
+        }
+    }
+
     /// Held by the one worker of this folder.
     #[must_use]
     pub fn lock(&self) -> PathBuf {

@@ -1,21 +1,20 @@
 //! The worker process: from the run folder to the end of the machine.
 
 use crate::console;
-use crate::control::{LaunchRecord, WorkerEvent};
-use crate::disks::{DiskSet, DisksError};
+use crate::control::LaunchRecord;
 use crate::durable;
 use crate::events::Spool;
 use crate::instance;
 use crate::lock;
 use crate::logs;
+use crate::opening::Opening;
 use crate::owner::{End, Owner, Parts};
 use crate::report::chain_of;
 use crate::run_dir::{RunDir, restrict_new_files, share_with};
 use crate::server;
 use anyhow::{Context, Result, bail};
-use backstay_model::VmState;
 use backstay_qemu::accel::{self, Choice};
-use backstay_qemu::process::{QemuProcess, adopt};
+use backstay_qemu::process::adopt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -26,8 +25,6 @@ use tracing_subscriber::EnvFilter;
 
 /// Requests that may wait for the owner.
 const CALL_QUEUE: usize = 64;
-/// How long a living QEMU's disks may fail to open before this worker gives up.
-const REOPEN_PATIENCE: Duration = Duration::from_secs(30);
 /// How long clients may take to read their last answers.
 const FAREWELL: Duration = Duration::from_secs(2);
 
@@ -86,25 +83,27 @@ async fn run_machine(
     spool: Arc<Spool>,
     calls: mpsc::Receiver<server::Call>,
 ) -> Result<End> {
-    let found = adopt(&run).context("QEMU of this run folder cannot be found")?;
+    let process = adopt(&run).context("QEMU of this run folder cannot be found")?;
     let instance = instance::read(&run)
         .with_context(|| format!("{} cannot be read", run.instance().display()))?
         .unwrap_or_default();
-    let accel = match choose_accel(&run, &record).await {
+    let accel = choose_accel(&run, &record).await;
+    let mut opening = Opening::new(run, record, spool, instance, calls, process);
+    let accel = match accel {
         Ok(accel) => accel,
-        Err(error) if found.is_none() => return Ok(fail_early(&run, &spool, &chain_of(error.as_ref()))),
+        Err(error) if opening.process.is_none() => return Ok(opening.fail(&chain_of(error.as_ref()))),
         Err(error) => return Err(error),
     };
-    let disks = match open_disks(&run, &record, found.as_ref(), &spool).await {
-        Ok(disks) => disks,
-        Err(error) if found.is_none() => return Ok(fail_early(&run, &spool, &chain_of(&error))),
-        Err(error) => return Err(error).context("QEMU lives, but its disks cannot be served"),
+    let disks = match opening.disks().await {
+        Ok(disks) => Arc::new(disks),
+        Err(end) => return Ok(end),
     };
+    let Opening { run, record, spool, instance, calls, process, .. } = opening;
     let (serial, port) = watch::channel(None);
-    let past = found.as_ref().map(|_| console::past_of(&run.serial_log())).unwrap_or_default();
+    let past = process.as_ref().map(|_| console::past_of(&run.serial_log())).unwrap_or_default();
     tokio::spawn(console::serve(listen(&run.console())?, port, past));
-    let parts = Parts { run, record, spool, disks: Arc::new(disks), accel, instance, serial, calls };
-    Ok(Owner::new(parts).run(found).await)
+    let parts = Parts { run, record, spool, disks, accel, instance, serial, calls };
+    Ok(Owner::new(parts).run(process).await)
 }
 
 async fn choose_accel(run: &RunDir, record: &LaunchRecord) -> Result<Choice> {
@@ -117,53 +116,10 @@ fn accel_cache(run: &RunDir) -> PathBuf {
     run.dir().parent().unwrap_or(run.dir()).join("kvm-probe.json")
 }
 
-/// The first opening must succeed. For a living QEMU the disks are worth waiting for: its guest is stopped, not lost.
-async fn open_disks(
-    run: &RunDir,
-    record: &LaunchRecord,
-    living: Option<&QemuProcess>,
-    spool: &Spool,
-) -> Result<DiskSet, DisksError> {
-    let deadline = tokio::time::Instant::now() + REOPEN_PATIENCE;
-    let gid = record.qemu_uid_gid.map(|(_, gid)| gid);
-    let mut told = false;
-    loop {
-        let (run, spec) = (run.clone(), record.spec.clone());
-        let opened = tokio::task::spawn_blocking(move || DiskSet::open(&run, &spec, gid)).await;
-        let error = match opened {
-            Ok(Ok(disks)) => return Ok(disks),
-            Ok(Err(error)) => error,
-            Err(panic) => DisksError::Failed(panic.to_string()),
-        };
-        if living.is_none() || tokio::time::Instant::now() > deadline {
-            return Err(error);
-        }
-        if !std::mem::replace(&mut told, true) {
-            spool.append(now_unix_ms(), WorkerEvent::Warning { message: chain_of(&error) });
-        }
-        tokio::time::sleep(Duration::from_millis(500)).await;
-    }
-}
-
-/// Nothing was started: says why and puts the record away.
-fn fail_early(run: &RunDir, spool: &Spool, reason: &str) -> End {
-    tracing::error!(reason, "the machine cannot be started");
-    let (from, to) = (VmState::Starting, VmState::Failed);
-    spool.append(now_unix_ms(), WorkerEvent::State { from, to, reason: reason.to_owned() });
-    if let Err(error) = std::fs::rename(run.launch(), run.ended()) {
-        tracing::error!(%error, "the launch record could not be put away");
-    }
-    End::Failed
-}
-
 fn listen(socket: &Path) -> Result<UnixListener> {
     let context = || format!("{} cannot be opened", socket.display());
     durable::remove(socket).with_context(context)?;
     let listener = UnixListener::bind(socket).with_context(context)?;
     share_with(socket, None).with_context(context)?;
     Ok(listener)
-}
-
-fn now_unix_ms() -> i64 {
-    jiff::Timestamp::now().as_millisecond()
 }

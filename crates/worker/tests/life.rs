@@ -7,7 +7,7 @@ mod support;
 use backstay_model::{DriveSlot, RecoveryAction, VmState};
 use backstay_qemu::testing::filled;
 use backstay_worker::client::WorkerClient;
-use backstay_worker::control::{Reply, Request, WorkerEvent};
+use backstay_worker::control::{EventFrame, Reply, Request, WorkerEvent};
 use backstay_worker::events::read_spool;
 use std::time::Duration;
 use support::{Vm, kill};
@@ -178,6 +178,9 @@ async fn outage(bus: &str, length: Duration) {
     let status = run.status().await;
     assert_eq!(status.state, VmState::Running, "{:?}", status.reason);
     run.turn_off().await;
+    let events = read_spool(&vm.run_dir().join("events.jsonl"), 0).unwrap();
+    let from_off = |frame: &&EventFrame| matches!(frame.event, WorkerEvent::State { from: VmState::Off, .. });
+    assert_eq!(events.iter().filter(from_off).count(), 1, "it was off before its start only: {events:#?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -239,5 +242,38 @@ async fn a_machine_can_start_paused() {
     run.state(VmState::Paused).await;
     run.call(Request::Resume).await;
     run.booted().await;
+    run.turn_off().await;
+}
+
+/// Whoever takes over must know whether the guest has run, or it would load old memory over newer disks.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_guest_does_not_run_before_that_is_written_down() {
+    let mut vm = Vm::new("ide");
+    let in_the_way = vm.run_dir().join(".instance.json.tmp");
+    std::fs::create_dir_all(&in_the_way).unwrap();
+    let reason = vm.launch_and_fail().await;
+    assert!(reason.contains("instance.json"), "{reason}");
+    let said = std::fs::read(vm.run_dir().join("serial.log")).unwrap_or_default();
+    assert!(said.is_empty(), "the guest ran: {}", String::from_utf8_lossy(&said));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pause_that_cannot_be_written_down_is_refused() {
+    let mut vm = Vm::new("ide");
+    let mut run = vm.launch().await;
+    let mut guest = run.booted().await;
+    let in_the_way = vm.run_dir().join(".instance.json.tmp");
+    std::fs::create_dir(&in_the_way).unwrap();
+    let refused = run.try_call(Request::Pause).await.unwrap_err().to_string();
+    assert!(refused.contains("instance.json"), "{refused}");
+    assert_eq!(guest.count().await.unwrap(), 1);
+    assert_eq!(run.status().await.state, VmState::Running);
+    std::fs::remove_dir(&in_the_way).unwrap();
+    run.call(Request::Pause).await;
+    vm.kill_worker();
+    run.gone().await;
+    let mut run = vm.respawn().await;
+    run.event(|frame| matches!(frame.event, WorkerEvent::Adopted { .. }).then_some(())).await;
+    assert_eq!(run.status().await.state, VmState::Paused);
     run.turn_off().await;
 }

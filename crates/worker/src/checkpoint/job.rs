@@ -107,6 +107,16 @@ pub struct Intent {
     pub descriptor_file: PathBuf,
 }
 
+impl Intent {
+    /// Removes what was written of a checkpoint that will not be one.
+    pub fn remove_memory(&self) {
+        let (memory, descriptor) = (&self.memory_file, &self.descriptor_file);
+        for path in [memory, &durable::temporary(memory), &durable::temporary(descriptor)] {
+            let _ = durable::remove(path);
+        }
+    }
+}
+
 /// Why no checkpoint came about.
 #[derive(Debug, thiserror::Error)]
 pub enum JobError {
@@ -327,7 +337,7 @@ impl Job {
             if switches.is_empty() {
                 return Ok(());
             }
-            Tops::read(&tops)?.announce(&tops, &switches).map(drop)
+            Tops::announce(&tops, &switches)
         })
         .await
         .map_err(|source| JobError::RunFile { path: self.run.tops(), source })

@@ -178,14 +178,9 @@ impl Owner {
                 method_reason: "finished shortly before its worker died".into(),
             },
             None => {
-                for path in [
-                    &intent.memory_file,
-                    &durable::temporary(&intent.memory_file),
-                    &durable::temporary(&intent.descriptor_file),
-                ] {
-                    let _ = durable::remove(path);
-                }
-                let stepped = intent.switches.iter().filter(|switch| switch.to.exists());
+                intent.remove_memory();
+                let tops = self.disks.tops();
+                let stepped = intent.switches.iter().filter(|s| tops.contains(&(s.slot, s.to.clone())));
                 CheckpointOutcome::Failed {
                     message: "the worker died while the checkpoint was being taken".into(),
                     kept_layers: stepped.map(|switch| switch.slot).collect(),

@@ -63,8 +63,16 @@ impl Owner {
             let message = format!("the guest runs much slower than this host could: {}", self.accel.reason);
             self.tell(WorkerEvent::Warning { message });
         }
-        self.hold(started.machine);
         let run = started.run && (self.instance.ran || !self.record.start_paused);
+        if run
+            && self.life.wants_to_run()
+            && let Err(reason) = self.note(|instance| instance.ran = true)
+        {
+            let _ = started.machine.process.kill();
+            started.machine.process.wait().await;
+            return self.feed(Life::StartFailed { reason }).await;
+        }
+        self.hold(started.machine);
         self.feed(Life::Ready { run }).await;
     }
 

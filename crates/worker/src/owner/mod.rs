@@ -42,6 +42,8 @@ use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
+pub(crate) use select::{terminate_signal, terminated};
+
 type Answer = Result<Reply, WorkerError>;
 type ReplyTo = oneshot::Sender<Answer>;
 
@@ -162,6 +164,7 @@ impl Owner {
     pub fn new(parts: Parts) -> Self {
         let Parts { run, record, spool, disks, accel, instance, serial, calls } = parts;
         let outcomes = checkpoints::remembered(&spool);
+        let state = spool.last_state().unwrap_or(VmState::Off);
         let policy = RecoveryPolicy::new(record.spec.recovery);
         let restarts = instance.recoveries.iter().map(|&ms| Duration::from_millis(ms)).collect();
         let (done_sender, done) = mpsc::unbounded_channel();
@@ -176,7 +179,7 @@ impl Owner {
             calls,
             life: Lifecycle::new(policy, restarts),
             clock: Clock::start(),
-            state: VmState::Off,
+            state,
             reason: None,
             starting: None,
             machine: None,
@@ -225,10 +228,25 @@ impl Owner {
         }
     }
 
+    /// What the next worker is better off knowing.
     fn remember(&self) {
         if let Err(error) = instance::write(&self.run, &self.instance) {
             tracing::error!(%error, "the next worker will not know this machine's history");
         }
+    }
+
+    /// What the next worker must know: changes the record, or says why it stays as it is.
+    fn note(&mut self, change: impl FnOnce(&mut Instance)) -> Result<(), String> {
+        let mut next = self.instance.clone();
+        change(&mut next);
+        if next != self.instance {
+            instance::write(&self.run, &next).map_err(|error| {
+                let path = self.run.instance();
+                format!("{} cannot be written, and without it the guest would not survive the death of its worker: {error}; make space there", path.display())
+            })?;
+            self.instance = next;
+        }
+        Ok(())
     }
 
     fn qmp(&self) -> Option<Qmp> {
@@ -245,12 +263,7 @@ impl Owner {
             self.tell(WorkerEvent::Warning { message });
         }
         self.set_state(state, reason);
-        for stale in [self.run.instance(), self.run.process_record(), self.run.pid()] {
-            let _ = crate::durable::remove(&stale);
-        }
-        if let Err(error) = std::fs::rename(self.run.launch(), self.run.ended()) {
-            tracing::error!(%error, "the launch record could not be put away");
-        }
+        self.run.put_away();
         for reply in self.turning_off.drain(..) {
             let _ = reply.send(Ok(Reply::Done));
         }

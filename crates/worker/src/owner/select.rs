@@ -109,7 +109,8 @@ async fn at(time: Option<Instant>) {
     }
 }
 
-async fn terminated(signal: &mut Option<Signal>) {
+/// Returns when this worker is to hand over.
+pub(crate) async fn terminated(signal: &mut Option<Signal>) {
     match signal {
         Some(signal) => {
             signal.recv().await;
@@ -119,7 +120,7 @@ async fn terminated(signal: &mut Option<Signal>) {
 }
 
 /// SIGTERM: hand over.
-pub(super) fn terminate_signal() -> Option<Signal> {
+pub(crate) fn terminate_signal() -> Option<Signal> {
     let result: io::Result<Signal> = signal(SignalKind::terminate());
     result.inspect_err(|error| tracing::warn!(%error, "SIGTERM will end this worker at once")).ok()
 }

@@ -98,6 +98,16 @@ impl Owner {
 
     /// A user's request; the reply comes with the answer of the command it causes, or at once if it causes none.
     pub(super) async fn request(&mut self, request: UserRequest, reply: ReplyTo) {
+        let paused = match request {
+            UserRequest::Pause => Some(true),
+            UserRequest::Resume => Some(false),
+            _ => None,
+        };
+        if let Some(paused) = paused
+            && let Err(why) = self.note(|instance| instance.paused = paused)
+        {
+            return drop(reply.send(super::refuse(why)));
+        }
         let answer = (command_of(request), reply);
         if let Some((_, reply)) = self.feed_with(Life::User(request), Some(answer)).await {
             let _ = reply.send(Ok(crate::control::Reply::Done));
@@ -132,12 +142,14 @@ impl Owner {
     async fn act(&mut self, effect: Effect, reply: &mut Option<(Command, ReplyTo)>) {
         match effect {
             Effect::Send(command) => {
-                if command == Command::Cont && !self.instance.ran {
-                    // Before it executes: whoever takes over must not load the saved state again.
-                    self.instance.ran = true;
-                    self.remember();
-                }
                 let reply = reply.take_if(|(awaited, _)| *awaited == command).map(|(_, reply)| reply);
+                // Before it executes: whoever takes over must not load the saved state again. The lifecycle asks again.
+                if command == Command::Cont
+                    && let Err(why) = self.note(|instance| instance.ran = true)
+                {
+                    tracing::error!(why, "the guest is not continued");
+                    return reply.map_or((), |reply| drop(reply.send(super::refuse(why))));
+                }
                 if let Some(commander) = &self.commander {
                     commander.order(Order::Command(command, reply));
                 }

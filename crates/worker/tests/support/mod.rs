@@ -144,6 +144,16 @@ impl Vm {
     /// Starts a worker whose machine fails at once; returns the reason.
     pub async fn launch_and_fail(&mut self) -> String {
         self.worker = Some(spawn::launch(EXECUTABLE.as_ref(), &self.run_dir(), &self.record).unwrap());
+        self.failed().await
+    }
+
+    /// Starts a worker that takes over and finds nothing it can go on with; returns the reason.
+    pub async fn respawn_and_fail(&mut self) -> String {
+        self.worker = Some(spawn::respawn(EXECUTABLE.as_ref(), &self.run_dir()).unwrap());
+        self.failed().await
+    }
+
+    async fn failed(&self) -> String {
         let events = self.run_dir().join("events.jsonl");
         let find = async {
             loop {
