@@ -93,10 +93,10 @@ async fn a_qemu_that_ends_while_its_disk_is_away_is_told() {
 }
 
 /// The children exist, the old tops were not flushed yet: what is only beside them must get into them, because later
-/// flushes reach the children only.
+/// flushes reach the children only. (On virtio this guest's firmware has every write flushed.)
 #[tokio::test(flavor = "multi_thread")]
 async fn a_worker_killed_in_the_middle_of_a_step_leaves_no_write_behind() {
-    let mut vm = Vm::new("virtio");
+    let mut vm = Vm::new("ide");
     let mut run = vm.launch().await;
     let mut guest = run.booted().await;
     let base = vm.request("base");
@@ -129,7 +129,7 @@ async fn a_worker_killed_in_the_middle_of_a_step_leaves_no_write_behind() {
 /// `disk convert` and the like, before the machine is taken over.
 #[tokio::test(flavor = "multi_thread")]
 async fn whoever_opens_a_disk_after_the_death_of_its_worker_finds_the_last_writes() {
-    let mut vm = Vm::new("virtio");
+    let mut vm = Vm::new("ide");
     let mut run = vm.launch().await;
     let mut guest = run.booted().await;
     let base = vm.request("base");
