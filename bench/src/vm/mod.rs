@@ -26,10 +26,10 @@ use crate::{
 /// Answers the guest gives after the checkpoint, so that one that was not reverted is told from one that was.
 const AHEAD: u32 = 64;
 
-const PAUSE_CAUSE: &str = "QEMU (10.0) reads a byte of every page between our stop of the guest and the start of \
-                           write tracking: the time grows with memory, and on a busy host with its load";
-const MAPPED_CAUSE: &str =
-    "a background snapshot is written as a stream, which one thread of QEMU loads page by page";
+const PAUSE_CAUSE: &str = "QEMU's trace shows nearly all of it between its migration states `setup` and `active`, before write \
+                           tracking begins, while the guest stands still; it grows with memory and with the host's load";
+const MAPPED_CAUSE: &str = "our file is a stream, and QEMU alone takes as long for a stream (row above); background snapshots \
+                            into a `mapped-ram` file were tried and did not close the distance, why is not known";
 
 pub fn run(bench: &Bench, report: &mut Report) -> Result<()> {
     if !bench.wants("checkpoint") && !bench.wants("revert") {
