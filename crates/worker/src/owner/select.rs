@@ -42,7 +42,8 @@ impl Owner {
         };
         let job = self.job.as_mut();
         let (running, finished) = match job {
-            Some(job) => (job.running.as_mut(), Some(&mut job.task)),
+            // A job that fails before the guest runs drops its end while it still puts things back: a second look would panic.
+            Some(job) => (job.running.as_mut().filter(|r| !r.is_terminated()), Some(&mut job.task)),
             None => (None, None),
         };
         let tick = self.life.next_deadline().map(|at| self.clock.instant(at));
