@@ -254,13 +254,18 @@ pub struct VmCreate {
     #[schema(value_type = schema::HostStartAction)]
     pub host_start: HostStartAction,
     /// When the host stops.
-    #[serde(default)]
+    #[serde(default = "turn_off")]
     #[schema(value_type = schema::HostStopAction)]
     pub host_stop: HostStopAction,
     /// GUID; a new one unless given.
     #[serde(default)]
     #[schema(value_type = Option<Uuid>)]
     pub id: Option<VmId>,
+}
+
+/// What a host that stops does to a machine unless it was told otherwise: the only action that is carried out so far.
+fn turn_off() -> HostStopAction {
+    HostStopAction::TurnOff
 }
 
 impl VmCreate {
@@ -283,7 +288,7 @@ impl VmCreate {
             accel: AccelPolicy::default(),
             recovery: RecoveryAction::default(),
             host_start: HostStartAction::default(),
-            host_stop: HostStopAction::default(),
+            host_stop: turn_off(),
             id: None,
         }
     }

@@ -11,6 +11,8 @@ use crate::inventory::Inventory;
 use crate::store::{Store, StoreError};
 use crate::tasks::TaskEngine;
 use crate::workers::Workers;
+use backstay_api::ProblemCode;
+use backstay_qemu::paths::RunPaths;
 use rustix::fs::FlockOperation;
 use std::fs::{File, OpenOptions, Permissions};
 use std::io::{Read, Write};
@@ -85,6 +87,7 @@ pub async fn run_until(
     config: Config,
     stop: impl Future<Output = ()> + Send + 'static,
 ) -> Result<(), RunError> {
+    check_run_dir(&config).map_err(RunError::Setup)?;
     for folder in [&config.state_dir, &config.run_dir] {
         durable::create_folder(folder).map_err(file("making", folder))?;
     }
@@ -101,6 +104,15 @@ pub async fn run_until(
     app.events.host(happening("daemon.stopped", "it was told to".into())).await;
     let _ = std::fs::remove_file(&app.config.socket);
     Ok(())
+}
+
+/// Machines' sockets must have names that the kernel takes. Better told now than when the first one is started.
+fn check_run_dir(config: &Config) -> Result<(), Failure> {
+    let folder = config.run_dir.join("vms").join(uuid::Uuid::nil().to_string());
+    RunPaths::new(folder).map(drop).map_err(|error| {
+        let words = format!("run_dir {} cannot hold the sockets of machines", config.run_dir.display());
+        Failure::because(ProblemCode::Invalid, words, error)
+    })
 }
 
 /// Serves until `stop` resolves. Calls that never end by themselves (followed events) do not hold it up.
@@ -200,4 +212,20 @@ fn listen(socket: &Path) -> Result<UnixListener, RunError> {
     let listener = UnixListener::bind(socket).map_err(file("listening on", socket))?;
     std::fs::set_permissions(socket, Permissions::from_mode(0o660)).map_err(file("guarding", socket))?;
     Ok(listener)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_run_folder_too_deep_for_sockets_is_told_at_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let run_dir = folder.path().join("r".repeat(60));
+        let config = Config::in_folders(folder.path().join("state"), &run_dir);
+        let refused = run_until(config, async {}).await.unwrap_err();
+        let words = crate::failure::chain(&refused);
+        assert!(words.contains(run_dir.to_str().unwrap()) && words.contains("shorter path"), "{words}");
+        assert!(!run_dir.exists(), "nothing was made");
+    }
 }

@@ -4,6 +4,7 @@
 #![expect(clippy::unwrap_used, reason = "a panic in a test is the report")]
 
 mod bad_input;
+mod cancel;
 mod checkpoint;
 mod full_disk;
 mod held_disks;

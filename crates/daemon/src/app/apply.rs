@@ -2,7 +2,8 @@
 //! continues on new differencing disks above them.
 //!
 //! Everything is checked and the new disks are made before the machine is touched. Then: turn off, replace the
-//! configuration (the instant of the change), delete layers that nobody needs any more, continue from memory.
+//! configuration (the instant of the change), continue from memory, delete layers that nobody needs any more: last, because
+//! until the guest runs again they are all that is left of the former Now.
 
 use super::apply_checks::{Checked, check};
 use super::checkpoint::decide;
@@ -35,13 +36,32 @@ pub async fn revert(
     call: &Call,
 ) -> Result<Accepted, Failure> {
     let machine = app.inventory.find(vm)?;
-    let Some(parent) = machine.now_parent() else {
-        return Err(Failure::precondition(format!(
+    if machine.config.pending().is_some() && machine.now_parent().is_none() {
+        // Whether there is one to go back to is known when that checkpoint is finished.
+        check_verb(&machine, VmVerb::ApplyCheckpoint)?;
+        let mut plan = Plan::new("checkpoint.revert");
+        settle_step(&mut plan, &machine);
+        let (id, spec) = (machine.id, vm_task("checkpoint.revert", &machine));
+        return app.accept(call, plan, spec, move |app, context| run(app, context, id, None, body)).await;
+    }
+    let parent = former(&machine)?;
+    accept(app, &machine, parent, "checkpoint.revert", body, call).await
+}
+
+/// The checkpoint that Now continues from.
+fn former(machine: &Machine) -> Result<CheckpointId, Failure> {
+    machine.now_parent().ok_or_else(|| {
+        Failure::precondition(format!(
             "'{}' has no checkpoint to go back to: `backstay checkpoint list` shows all",
             machine.name()
-        )));
-    };
-    accept(app, &machine, parent, "checkpoint.revert", body, call).await
+        ))
+    })
+}
+
+fn settle_step(plan: &mut Plan, machine: &Machine) {
+    if let Some(pending) = machine.config.pending() {
+        plan.step("settle", pending.checkpoint, "this checkpoint was interrupted: finish it or give it up");
+    }
 }
 
 /// Goes to any checkpoint, named by GUID or name.
@@ -90,7 +110,9 @@ async fn accept(
     let plan = describe(operation, machine, &target, &checked, &body);
     let id = machine.id;
     let spec = vm_task(operation, machine);
-    app.accept(call, plan, spec, move |app, context| run(app, context, id, checkpoint, body)).await
+    // What a revert goes back to may change when an interrupted checkpoint is finished first.
+    let wanted = (operation != "checkpoint.revert").then_some(checkpoint);
+    app.accept(call, plan, spec, move |app, context| run(app, context, id, wanted, body)).await
 }
 
 fn target(machine: &Machine, id: CheckpointId) -> Result<Checkpoint, Failure> {
@@ -109,6 +131,7 @@ fn describe(
     body: &CheckpointApply,
 ) -> Plan {
     let mut plan = Plan::new(operation);
+    settle_step(&mut plan, machine);
     if body.checkpoint_first {
         plan.step("checkpoint", machine.name(), "Now is kept as a checkpoint");
     } else {
@@ -135,19 +158,25 @@ async fn run(
     app: Arc<App>,
     context: TaskContext,
     id: VmId,
-    checkpoint: CheckpointId,
+    wanted: Option<CheckpointId>,
     body: CheckpointApply,
 ) -> Done {
     let machine = settle_before(&app, &context, id).await?;
     check_verb(&machine, VmVerb::ApplyCheckpoint)?;
+    let checkpoint = match wanted {
+        Some(checkpoint) => checkpoint,
+        None => former(&machine)?,
+    };
     let target = target(&machine, checkpoint)?;
     context.progress(2, "checking the checkpoint");
     let checked = check(&app, &machine, &target, body.without_memory).await?;
     let mut first = None;
     if body.checkpoint_first {
         let decided = decide(&app, &machine, &CheckpointCreate::default()).await?;
-        first = Some(take(&app, &context, &machine, decided).await?);
-        let _ = context.cancellable(false);
+        let taken = take(&app, &context, &machine, decided).await?;
+        // Whoever was told that it is cancelled keeps the machine as it is.
+        context.cancellable(false)?;
+        first = Some(taken);
     }
     let machine = app.inventory.get(id)?;
     context.progress(96, "making new differencing disks");
@@ -221,23 +250,30 @@ async fn switch(
         after: Some(target.name.clone()),
     };
     app.events.vm(id, saved.name().as_str(), what).await;
+    if let Some(restore) = checked.restore.clone() {
+        context.progress(99, "loading memory");
+        let beginning = Beginning { paused: false, restore: Some(restore) };
+        let launched = launch(app, context, &saved, beginning).await;
+        launched.map_err(|failure| not_loaded(&saved, target, &former_tops, failure))?;
+    }
     let doomed = abandoned_layers(app, &saved, &former_tops).await;
     for note in doomed.notes.into_iter().chain(delete_files(doomed.files).await) {
         context.warn(note);
     }
-    let Some(restore) = checked.restore.clone() else { return Ok(()) };
-    context.progress(99, "loading memory");
-    let beginning = Beginning { paused: false, restore: Some(restore) };
-    launch(app, context, &saved, beginning).await.map_err(|failure| {
-        Failure::because(
-            ProblemCode::NotRestorable,
-            format!(
-                "disks and configuration of '{}' are those of '{}', but its memory could not be loaded, and the \
-                 machine is off: start it from its disks, or apply the checkpoint again",
-                saved.name(),
-                target.name
-            ),
-            failure,
-        )
-    })
+    Ok(())
+}
+
+fn not_loaded(machine: &Machine, target: &Checkpoint, former_tops: &[PathBuf], failure: Failure) -> Failure {
+    let tops: Vec<_> = former_tops.iter().map(|top| top.display().to_string()).collect();
+    Failure::because(
+        ProblemCode::NotRestorable,
+        format!(
+            "disks and configuration of '{}' are those of '{}', but its memory could not be loaded, and the machine is \
+             off: start it from its disks, or apply the checkpoint again; the disks it had before are kept ({})",
+            machine.name(),
+            target.name,
+            tops.join(", ")
+        ),
+        failure,
+    )
 }

@@ -4,7 +4,7 @@ use super::App;
 use super::usage::chain_of;
 use crate::disks;
 use crate::failure::{Failure, chain};
-use crate::inventory::{Machine, blocking, read_config};
+use crate::inventory::{Machine, Search, blocking, read_config, relocate};
 use backstay_api::{Blocker, ProblemCode};
 use backstay_hyperv::VmConfig;
 use backstay_model::{Checkpoint, DriveMedia, VmSpec};
@@ -32,7 +32,7 @@ pub(super) async fn check(
     checkpoint: &Checkpoint,
     without_memory: bool,
 ) -> Result<Checked, Failure> {
-    let config = configuration(machine, checkpoint).await?;
+    let config = configuration(app, machine, checkpoint).await?;
     let (spec, _) = config.spec();
     let mut warnings = Vec::new();
     let mut blockers = Vec::new();
@@ -80,8 +80,9 @@ pub(super) async fn check(
     }
 }
 
-async fn configuration(machine: &Machine, checkpoint: &Checkpoint) -> Result<VmConfig, Failure> {
+async fn configuration(app: &App, machine: &Machine, checkpoint: &Checkpoint) -> Result<VmConfig, Failure> {
     let file = machine.layout.checkpoint_config(checkpoint.id);
+    let (layout, others) = (machine.layout.clone(), app.inventory.places_of_others(machine.id));
     let disks = checkpoint.disks.clone();
     blocking(move || {
         let damaged = |reason: String| {
@@ -91,6 +92,7 @@ async fn configuration(machine: &Machine, checkpoint: &Checkpoint) -> Result<VmC
             )
         };
         let mut config = read_config(&file).map_err(damaged)?;
+        relocate(&mut config, &layout, Search::Registered(&others));
         // The tree holds the paths that exist here.
         for disk in disks {
             config.set_drive_path(disk.slot, &disk.file).map_err(|e| damaged(e.to_string()))?;

@@ -55,7 +55,8 @@ pub async fn create_checkpoint(
     let plan = describe(&machine, &decided);
     let id = machine.id;
     let mut spec = vm_task("checkpoint.create", &machine);
-    spec.cancellable = false;
+    // Nothing may hold up the power button.
+    (spec.cancellable, spec.yields) = (true, true);
     app.accept(call, plan, spec, move |app, context| run(app, context, id, body)).await
 }
 

@@ -2,6 +2,7 @@
 
 use super::App;
 use super::checkpoint::CheckpointPlan;
+use super::usage::same_file;
 use crate::durable;
 use crate::events::Happening;
 use crate::failure::Failure;
@@ -9,7 +10,7 @@ use crate::inventory::{Machine, blocking};
 use backstay_api::CheckpointResult;
 use backstay_hyperv::{ApplyError, CheckpointMeta, LayerStep, PendingCheckpoint, VmConfig};
 use backstay_model::{DriveSlot, MemoryMethod};
-use backstay_worker::control::{Reply, Request};
+use backstay_worker::control::{DiskStatus, Reply, Request};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -148,11 +149,47 @@ pub(super) async fn kept_by_worker(
 ) -> Vec<DriveSlot> {
     let told = app.workers.call(machine.id, Request::Disks, Duration::from_secs(20)).await;
     let moved = |layer: &LayerStep| match &told {
-        Ok(Reply::Disks { disks }) => {
-            disks.iter().any(|d| d.slot == layer.slot && d.chain.first() == Some(&layer.to))
-        }
+        Ok(Reply::Disks { disks }) => is_top(disks, layer),
         // Whoever finds the record takes the new file if it exists: an empty one reads as the old.
         _ => layer.to.exists(),
     };
     pending.layers.iter().filter(|layer| moved(layer)).map(|layer| layer.slot).collect()
+}
+
+/// Whether a worker has a disk on its new file. It names files by their real paths, the configuration perhaps by others.
+fn is_top(disks: &[DiskStatus], layer: &LayerStep) -> bool {
+    let top = disks.iter().find(|disk| disk.slot == layer.slot).and_then(|disk| disk.chain.first());
+    top.is_some_and(|top| same_file(top) == same_file(&layer.to))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::path::PathBuf;
+
+    #[test]
+    fn a_new_top_is_known_by_any_of_its_names() {
+        let folder = tempfile::tempdir().unwrap();
+        let real = folder.path().canonicalize().unwrap().join("real");
+        std::fs::create_dir(&real).unwrap();
+        std::os::unix::fs::symlink(&real, folder.path().join("link")).unwrap();
+        let (old, new) = (real.join("a.vhd"), real.join("a_1.avhd"));
+        for file in [&old, &new] {
+            std::fs::write(file, b"x").unwrap();
+        }
+        let slot = DriveSlot::Ide { controller: 0, unit: 0 };
+        let disk = |chain: &[&PathBuf]| DiskStatus {
+            slot,
+            size: 512,
+            chain: chain.iter().map(|&file| file.clone()).collect(),
+            reads: 0,
+            writes: 0,
+            read_bytes: 0,
+            written_bytes: 0,
+        };
+        let link = folder.path().join("link");
+        let layer = LayerStep { slot, from: link.join("a.vhd"), to: link.join("a_1.avhd") };
+        assert!(is_top(&[disk(&[&new, &old])], &layer), "the guest writes to it");
+        assert!(!is_top(&[disk(&[&old])], &layer));
+    }
 }

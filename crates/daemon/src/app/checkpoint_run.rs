@@ -8,6 +8,7 @@
 use super::App;
 use super::checkpoint::CheckpointPlan;
 use super::checkpoint_finish::{Captured, complete, give_up, kept_by_worker};
+use super::settle::{captured_before_end, written_layers};
 use crate::disks;
 use crate::durable;
 use crate::failure::Failure;
@@ -24,6 +25,9 @@ use std::time::Duration;
 /// How long the worker may take until the guest runs on. With the fallback methods that is the whole memory.
 const TAKE: Duration = Duration::from_mins(30);
 
+/// How long the worker may take to answer a question.
+const QUICK: Duration = Duration::from_secs(20);
+
 /// How often progress is asked for.
 const STEP: Duration = Duration::from_millis(200);
 
@@ -37,10 +41,13 @@ pub(super) async fn take(
     machine: &Machine,
     plan: CheckpointPlan,
 ) -> Result<CheckpointResult, Failure> {
+    let live = machine.state.is_active();
+    // From here on a checkpoint of a machine that is on can be cancelled until memory is complete; one of a machine that is
+    // off is a matter of milliseconds.
+    context.cancellable(live)?;
     context.progress(2, "preparing");
     context.note(&plan.note()).await;
     let mut folders = vec![machine.layout.layers(machine.id)];
-    let live = machine.state.is_active();
     if live {
         folders.push(machine.layout.checkpoint_folder(plan.pending.checkpoint));
     }
@@ -116,11 +123,12 @@ async fn take_live(
         descriptor_file: machine.layout.checkpoint_descriptor(checkpoint),
     };
     context.progress(5, "capturing disks and memory");
-    match app.workers.call(machine.id, Request::Checkpoint(request), TAKE).await {
+    match begin(app, context, machine.id, request).await {
         Ok(_) => {}
         // It said no: nothing was begun.
         Err(refused) if refused.code() == ProblemCode::Precondition => {
             give_up(app, machine, &[]).await?;
+            context.cancellable(false)?;
             return Err(refused);
         }
         // It may have acted before it was lost or failed: its own word on that follows.
@@ -128,8 +136,45 @@ async fn take_live(
             tracing::warn!(vm = %machine.id, error = lost.full_message(), "the checkpoint call failed")
         }
     }
-    let _ = context.cancellable(true);
     settle_live(app, context, machine, plan).await
+}
+
+/// Has the worker take the checkpoint, until the guest runs again. With the fallback methods that is the end of it, so
+/// progress and the wish to cancel are passed on meanwhile.
+async fn begin(
+    app: &Arc<App>,
+    context: &TaskContext,
+    vm: VmId,
+    request: CheckpointRequest,
+) -> Result<Reply, Failure> {
+    let checkpoint = request.checkpoint;
+    let call = app.workers.call(vm, Request::Checkpoint(request), TAKE);
+    let aside = async {
+        loop {
+            tokio::select! {
+                () = tokio::time::sleep(STEP) => {}
+                // Asked again until the call ends: the first time may have come too early.
+                () = async { context.cancelled().await; tokio::time::sleep(STEP / 10).await } => {
+                    let _ = app.workers.call(vm, Request::CancelCheckpoint { checkpoint }, QUICK).await;
+                    continue;
+                }
+            }
+            let status = app.workers.call(vm, Request::CheckpointStatus { checkpoint }, QUICK).await;
+            if let Ok(Reply::Checkpoint(CheckpointOutcome::Writing { written, total, .. })) = status {
+                tell_progress(context, written, total);
+            }
+        }
+    };
+    tokio::select! {
+        biased;
+        answer = call => answer,
+        () = aside => Err(cancelled()),
+    }
+}
+
+fn tell_progress(context: &TaskContext, written: u64, total: u64) {
+    let part = written.min(total).saturating_mul(85).checked_div(total).unwrap_or(0);
+    context.progress(10 + u8::try_from(part).unwrap_or(85), "writing memory");
 }
 
 /// Waits for the end of a checkpoint that a worker takes, and writes down what came of it.
@@ -143,21 +188,33 @@ pub(super) async fn settle_live(
     match outcome {
         CheckpointOutcome::Complete { pause_us, total_us, memory_bytes, method, method_reason } => {
             let captured = Captured { pause_us, total_us, memory_bytes, method: Some(method), method_reason };
+            if context.cancellable(false).is_err() {
+                context.warn(format!("'{}' was complete when it was cancelled: it stays", plan.name));
+            }
             complete(app, &context.who(), machine, plan, captured).await
         }
         CheckpointOutcome::Failed { message, kept_layers } => {
             give_up(app, machine, &kept_layers).await?;
-            if context.cancellable(false).is_err() {
-                return Err(cancelled());
-            }
+            context.cancellable(false)?;
             Err(Failure::new(
                 ProblemCode::Unavailable,
                 format!("the checkpoint of '{}' failed and the machine goes on: {message}", machine.name()),
             ))
         }
         CheckpointOutcome::Unknown | CheckpointOutcome::Writing { .. } => {
-            let kept = kept_by_worker(app, machine, &plan.pending).await;
+            let ended = app.inventory.get(machine.id).is_ok_and(|now| !now.state.is_active());
+            // The machine may have ended right after it.
+            if ended && let Some(captured) = captured_before_end(machine, plan).await {
+                return complete(app, &context.who(), machine, plan, captured).await;
+            }
+            // A worker that has ended uses no new file: one without data is not needed.
+            let kept = if ended {
+                written_layers(app, machine, &plan.pending).await
+            } else {
+                kept_by_worker(app, machine, &plan.pending).await
+            };
             give_up(app, machine, &kept).await?;
+            context.cancellable(false)?;
             Err(Failure::new(
                 ProblemCode::Unavailable,
                 format!(
@@ -179,11 +236,10 @@ async fn follow(
     let mut failures = 0;
     let mut asked_to_cancel = false;
     loop {
-        match app.workers.call(vm, Request::CheckpointStatus { checkpoint }, Duration::from_secs(20)).await {
+        match app.workers.call(vm, Request::CheckpointStatus { checkpoint }, QUICK).await {
             Ok(Reply::Checkpoint(CheckpointOutcome::Writing { written, total, .. })) => {
                 failures = 0;
-                let part = written.min(total).saturating_mul(85).checked_div(total).unwrap_or(0);
-                context.progress(10 + u8::try_from(part).unwrap_or(85), "writing memory; the guest runs");
+                tell_progress(context, written, total);
             }
             Ok(Reply::Checkpoint(outcome)) => return Ok(outcome),
             Ok(other) => {
@@ -207,7 +263,7 @@ async fn follow(
                 asked_to_cancel = true;
                 // If it has ended by now the next answer tells.
                 let cancel = Request::CancelCheckpoint { checkpoint };
-                let _ = app.workers.call(vm, cancel, Duration::from_secs(20)).await;
+                let _ = app.workers.call(vm, cancel, QUICK).await;
             }
         }
     }

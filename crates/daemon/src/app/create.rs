@@ -6,7 +6,7 @@ use crate::disks;
 use crate::durable;
 use crate::events::Happening;
 use crate::failure::Failure;
-use crate::inventory::{blocking, read_machine, set_generation};
+use crate::inventory::{blocking, read_machine, set_generation, set_home};
 use crate::layout::Layout;
 use crate::tasks::{Hold, TaskContext, TaskSpec};
 use backstay_api::{ObjectKind, ObjectRef, Plan, ProblemCode, VmCreate};
@@ -195,6 +195,7 @@ fn write_config(creation: &Creation) -> Result<(), Failure> {
     let mut config =
         VmConfig::new(&creation.spec, created).map_err(|error| Failure::invalid(error.to_string()))?;
     set_generation(&mut config, Generation(1));
+    set_home(&mut config, creation.layout.root());
     make_folder(&creation.layout.machines())?;
     let file = creation.layout.vm_config(creation.spec.id);
     durable::replace(&file, &config.to_bytes()).map_err(|e| Failure::file("writing", &file, e))

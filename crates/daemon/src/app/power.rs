@@ -56,7 +56,7 @@ async fn run_shutdown(app: Arc<App>, context: TaskContext, id: VmId) -> Done {
     }
 }
 
-/// Pulls the plug. A shutdown that is still waiting for the guest gives way.
+/// Pulls the plug. A shutdown that is still waiting for the guest, and a checkpoint that is being taken, give way.
 ///
 /// # Errors
 /// `not-found`, `precondition`, `busy`.
@@ -65,11 +65,13 @@ pub async fn turn_off(app: &Arc<App>, vm: &str, call: &Call) -> Result<Accepted,
     check_verb(&machine, VmVerb::TurnOff)?;
     let mut plan = Plan::new("vm.turn-off");
     plan.step("end", machine.name(), "QEMU ends at once; what the guest has not written is lost");
-    if !call.dry_run {
-        app.tasks.preempt(machine.id).await;
-    }
     let id = machine.id;
-    let spec = vm_task("vm.turn-off", &machine);
+    let mut spec = vm_task("vm.turn-off", &machine);
+    let left = if call.dry_run { Vec::new() } else { app.tasks.preempt(id).await };
+    if !left.is_empty() {
+        // It waits for a QEMU that hangs, and ends with it. Until then it keeps everything else away from the machine.
+        spec.holds.clear();
+    }
     app.accept(call, plan, spec, move |app, context| async move {
         let machine = app.inventory.get(id)?;
         if check_verb(&machine, VmVerb::TurnOff)? {
@@ -77,6 +79,9 @@ pub async fn turn_off(app: &Arc<App>, vm: &str, call: &Call) -> Result<Accepted,
             end_machine(&app, id).await?;
         } else {
             context.warn(format!("'{}' is {} already", machine.name(), machine.state));
+        }
+        for task in left {
+            let _ = app.tasks.wait(task, u64::MAX, TURN_OFF).await;
         }
         Ok(None)
     })

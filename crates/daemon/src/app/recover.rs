@@ -6,11 +6,11 @@ use super::settle::{plan_of, settle_pending};
 use super::{App, Done, vm_task};
 use crate::events::Happening;
 use crate::failure::Failure;
-use crate::inventory::{Machine, blocking, scan};
+use crate::inventory::{Machine, Search, blocking, find_moved, scan};
 use crate::layout::Layout;
 use crate::store::{StoredTask, TaskNote};
 use crate::tasks::{Caller, Hold, TaskContext, store_failure};
-use crate::workers::{LAUNCH_RECORD, supervise};
+use crate::workers::{LAUNCH_RECORD, hear_the_end, supervise};
 use backstay_api::ProblemCode;
 use backstay_model::{HostStartAction, VmId, VmState};
 use std::collections::BTreeMap;
@@ -36,6 +36,8 @@ pub async fn recover(app: &Arc<App>) -> Result<(), Failure> {
                 Some("its worker is being taken over".into()),
             );
             supervise(app, machine.id, false);
+        } else {
+            hear_the_end(app, machine.id).await;
         }
     }
     for machine in &machines {
@@ -94,6 +96,12 @@ async fn find_machines(app: &Arc<App>) -> Result<(), Failure> {
                 }
             }
         }
+    }
+    // Only now it is known which files belong to whom.
+    for machine in app.inventory.all() {
+        let others = app.inventory.places_of_others(machine.id);
+        let found = blocking(move || Ok(find_moved(machine, Search::Moved(&others)))).await?;
+        app.inventory.put(found);
     }
     Ok(())
 }
@@ -208,3 +216,6 @@ fn boot_mark(app: &App) -> std::path::PathBuf {
 fn first_start_since_boot(app: &App) -> bool {
     std::fs::read_to_string(boot_mark(app)).map_or(true, |mark| mark != app.host.boot_id())
 }
+
+#[cfg(test)]
+mod tests;

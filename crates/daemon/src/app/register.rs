@@ -4,7 +4,7 @@ use super::{Accepted, App, Call, Done};
 use crate::durable;
 use crate::events::Happening;
 use crate::failure::Failure;
-use crate::inventory::{Found, Machine, blocking, read_machine, scan};
+use crate::inventory::{Found, Machine, Search, blocking, find_moved, read_machine, scan};
 use crate::layout::Layout;
 use crate::tasks::{Hold, TaskContext, TaskSpec, store_failure};
 use backstay_api::{Blocker, ObjectKind, ObjectRef, Plan, ProblemCode, VmRegister};
@@ -16,7 +16,7 @@ use std::sync::Arc;
 /// # Errors
 /// `invalid`, `not-found`; `exists` when a machine's GUID or name is taken.
 pub async fn register(app: &Arc<App>, body: VmRegister, call: &Call) -> Result<Accepted, Failure> {
-    let found = look(&body.path).await?;
+    let found = look(app, &body.path).await?;
     check(app, &found)?;
     let plan = describe(app, &found);
     let (id, name) = match found.machines.as_slice() {
@@ -37,7 +37,23 @@ pub async fn register(app: &Arc<App>, body: VmRegister, call: &Call) -> Result<A
 }
 
 /// Reads what is at `path`: a folder that holds `Virtual Machines`, that folder itself, or a configuration in it.
-async fn look(path: &Path) -> Result<Found, Failure> {
+/// Files that moved with the folder are found where they are now.
+async fn look(app: &App, path: &Path) -> Result<Found, Failure> {
+    let mut found = read(path).await?;
+    for index in 0..found.machines.len() {
+        let Some(machine) = found.machines.get(index).cloned() else { continue };
+        let mut others = app.inventory.places_of_others(machine.id);
+        let beside = found.machines.iter().filter(|other| other.id != machine.id);
+        others.extend(beside.flat_map(Machine::disk_places).map(|(file, _)| file));
+        let there = blocking(move || Ok(find_moved(machine, Search::Registered(&others)))).await?;
+        if let Some(place) = found.machines.get_mut(index) {
+            *place = there;
+        }
+    }
+    Ok(found)
+}
+
+async fn read(path: &Path) -> Result<Found, Failure> {
     if !path.is_absolute() {
         return Err(Failure::invalid(format!(
             "{} is not an absolute path: give it from / on",
@@ -130,7 +146,7 @@ fn describe(app: &App, found: &Found) -> Plan {
 }
 
 async fn run(app: Arc<App>, context: TaskContext, path: PathBuf) -> Done {
-    let found = look(&path).await?;
+    let found = look(&app, &path).await?;
     check(&app, &found)?;
     let mut ids = Vec::new();
     for machine in found.machines {
@@ -164,7 +180,10 @@ async fn take_over(app: &Arc<App>, context: &TaskContext, machine: Machine) -> R
     let config_file = machine.config_file.display().to_string();
     app.inventory.set_unreadable(machine.config_file.clone(), None);
     app.inventory.put(machine);
-    super::settle::settle_machine(app, id).await?;
+    // It stays registered: its next operation tries again, or says what hinders it.
+    if let Err(failure) = super::settle::settle_machine(app, id).await {
+        context.warn(format!("'{name}': {}", failure.full_message()));
+    }
     let what = Happening {
         kind: "vm.registered",
         who: &context.who(),

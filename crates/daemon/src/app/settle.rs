@@ -14,6 +14,7 @@ use crate::workers::LAUNCH_RECORD;
 use backstay_api::{CheckpointResult, ProblemCode};
 use backstay_hyperv::PendingCheckpoint;
 use backstay_model::{MemoryMethod, VmId};
+use std::path::Path;
 use std::sync::Arc;
 
 /// Settles what a former operation on `id` left half done, so that the next one starts from a whole machine.
@@ -75,6 +76,7 @@ pub(super) async fn settle_pending(
     plan: CheckpointPlan,
 ) -> Result<CheckpointResult, Failure> {
     let id = plan.pending.checkpoint;
+    new_files_can_be_looked_for(machine, &plan.pending).await?;
     if let Some(done) = written_checkpoint(app, machine, &plan).await? {
         return Ok(done);
     }
@@ -93,6 +95,28 @@ pub(super) async fn settle_pending(
             machine.name()
         ),
     ))
+}
+
+/// A new file that is missing was never made, and the old one is right. That can only be said where its folder is there,
+/// which was made before: else everything written since would be given up.
+async fn new_files_can_be_looked_for(machine: &Machine, pending: &PendingCheckpoint) -> Result<(), Failure> {
+    let (name, layers) = (machine.name().clone(), pending.layers.clone());
+    blocking(move || {
+        for layer in layers {
+            let folder = layer.to.parent().unwrap_or(&layer.to);
+            let there = |path: &Path| path.try_exists().map_err(|e| Failure::file("looking for", path, e));
+            if !there(&layer.to)? && !there(folder)? {
+                return Err(Failure::not_found(format!(
+                    "the folder {} is not there, and without it nobody can tell whether '{name}' has written to {}: \
+                     mount or bring back that folder, or register the machine's folder where it is now",
+                    folder.display(),
+                    layer.to.display()
+                )));
+            }
+        }
+        Ok(())
+    })
+    .await
 }
 
 /// The checkpoint's configuration was written: only the machine's is missing.
@@ -118,7 +142,7 @@ async fn written_checkpoint(
 
 /// The worker finished the checkpoint and the machine ended before a daemon could write it down. The descriptor is
 /// written last, so its presence says that everything else is there.
-async fn captured_before_end(machine: &Machine, plan: &CheckpointPlan) -> Option<Captured> {
+pub(super) async fn captured_before_end(machine: &Machine, plan: &CheckpointPlan) -> Option<Captured> {
     let id = plan.pending.checkpoint;
     let (descriptor, memory) =
         (machine.layout.checkpoint_descriptor(id), machine.layout.checkpoint_memory(id));
@@ -142,7 +166,7 @@ async fn captured_before_end(machine: &Machine, plan: &CheckpointPlan) -> Option
 }
 
 /// New files that hold data; empty ones can go, because they read as the old file.
-async fn written_layers(
+pub(super) async fn written_layers(
     app: &App,
     machine: &Machine,
     pending: &PendingCheckpoint,
@@ -164,6 +188,7 @@ pub(super) async fn settle_machine(app: &Arc<App>, id: VmId) -> Result<(), Failu
     let machine = app.inventory.get(id)?;
     let Some(pending) = machine.config.pending() else { return Ok(()) };
     let plan = plan_of(&machine, pending, None);
+    new_files_can_be_looked_for(&machine, &plan.pending).await?;
     if written_checkpoint(app, &machine, &plan).await?.is_some() {
         return Ok(());
     }

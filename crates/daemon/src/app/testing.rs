@@ -6,12 +6,13 @@ use crate::inventory::Machine;
 use crate::tasks::Caller;
 use backstay_api::{DiskType, DriveKind, DriveRequest, NewDisk, Task, VmCreate};
 use backstay_model::DriveSlot;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 pub(super) struct Fixture {
     pub(super) app: Arc<App>,
-    _folder: tempfile::TempDir,
+    folder: tempfile::TempDir,
 }
 
 pub(super) fn call() -> Call {
@@ -26,7 +27,28 @@ impl Fixture {
             std::fs::create_dir(made).unwrap();
         }
         let app = crate::run::assemble(config).unwrap().unwrap();
-        Self { app, _folder: folder }
+        Self { app, folder }
+    }
+
+    /// A file for the test itself.
+    pub(super) fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().canonicalize().unwrap().join(name)
+    }
+
+    /// What a daemon knows that finds the files as they are now.
+    pub(super) async fn restart(&mut self) {
+        self.app = crate::run::assemble(self.app.config.clone()).unwrap().unwrap();
+        super::recover(&self.app).await.unwrap();
+    }
+
+    /// As [`Fixture::restart`], after the state folder got another path.
+    pub(super) async fn restart_in(&mut self, name: &str) {
+        let mut config = self.app.config.clone();
+        let moved = self.path(name);
+        std::fs::rename(&config.state_dir, &moved).unwrap();
+        config.state_dir = moved;
+        self.app = crate::run::assemble(config).unwrap().unwrap();
+        super::recover(&self.app).await.unwrap();
     }
 
     /// Waits for the end of what was accepted.
@@ -37,16 +59,23 @@ impl Fixture {
         task
     }
 
+    /// The request of a machine with one disk: a new one of 8 MiB, or that of `path`.
+    pub(super) fn request(name: &str, path: Option<PathBuf>) -> VmCreate {
+        let create = path.is_none().then_some(NewDisk { size: 8 << 20, disk_type: DiskType::Dynamic });
+        let slot = Some(DriveSlot::Ide { controller: 0, unit: 0 });
+        let disk = DriveRequest { slot, kind: DriveKind::Disk, path, create };
+        let body = serde_json::json!({ "name": name, "memory_mib": 16, "machine_type": "pc-i440fx-10.0" });
+        VmCreate { drives: vec![disk], ..serde_json::from_value(body).unwrap() }
+    }
+
     /// A machine with a new disk of 8 MiB.
     pub(super) async fn machine(&self, name: &str) -> Machine {
-        let disk = DriveRequest {
-            slot: Some(DriveSlot::Ide { controller: 0, unit: 0 }),
-            kind: DriveKind::Disk,
-            path: None,
-            create: Some(NewDisk { size: 8 << 20, disk_type: DiskType::Dynamic }),
-        };
-        let body = serde_json::json!({ "name": name, "memory_mib": 16, "machine_type": "pc-i440fx-10.0" });
-        let body = VmCreate { drives: vec![disk], ..serde_json::from_value(body).unwrap() };
+        self.machine_with(name, None).await
+    }
+
+    /// A machine with a new disk, or that of `path`.
+    pub(super) async fn machine_with(&self, name: &str, path: Option<PathBuf>) -> Machine {
+        let body = Self::request(name, path);
         let task = self.end(super::create_vm(&self.app, body, &call()).await.unwrap()).await;
         assert!(task.error.is_none(), "{task:?}");
         self.app.inventory.find(name).unwrap()

@@ -83,25 +83,3 @@ pub fn set_generation(config: &mut VmConfig, generation: Generation) {
     // Only strings can be refused.
     let _ = config.set(GENERATION, &value);
 }
-
-/// Points drives whose file is not where the configuration says to the file in this folder; tells what was done.
-pub fn relocate(config: &mut VmConfig, layout: &Layout) -> Vec<String> {
-    let (spec, _) = config.spec();
-    let mut told = Vec::new();
-    for drive in &spec.drives {
-        let Some(old) = config.drive_path(drive.slot) else { continue };
-        if old.is_absolute() && old.exists() {
-            continue;
-        }
-        let Some(found) = layout.relocate(&old) else { continue };
-        if config.set_drive_path(drive.slot, &found).is_ok() {
-            told.push(format!(
-                "the file of {} is not at {}: {} is used",
-                drive.slot,
-                old.display(),
-                found.display()
-            ));
-        }
-    }
-    told
-}

@@ -2,10 +2,12 @@
 //! the processes.
 
 mod machine;
+mod places;
 mod scan;
 
 pub use machine::{Machine, set_generation};
-pub use scan::{Found, read_config, read_machine, scan};
+pub use places::{Search, relocate, set_home};
+pub use scan::{Found, find_moved, read_config, read_machine, scan};
 
 use crate::durable;
 use crate::failure::Failure;
@@ -115,6 +117,14 @@ impl Inventory {
         }
     }
 
+    /// The files that machines other than `id` refer to.
+    #[must_use]
+    pub fn places_of_others(&self, id: VmId) -> Vec<PathBuf> {
+        let slots = self.read();
+        let others = slots.values().filter(|slot| slot.machine.id != id);
+        others.flat_map(|slot| slot.machine.disk_places()).map(|(file, _)| file).collect()
+    }
+
     /// Forgets a machine.
     pub fn remove(&self, id: VmId) {
         self.write().remove(&id);
@@ -174,12 +184,14 @@ impl Inventory {
     /// The file cannot be written; the former one is still there then.
     pub async fn save(&self, machine: &Machine, config: VmConfig) -> Result<Machine, Failure> {
         let former = machine.clone();
+        let others = self.places_of_others(machine.id);
         let saved = blocking(move || {
             let mut config = config;
             set_generation(&mut config, former.generation.next());
             durable::replace(&former.config_file, &config.to_bytes())
                 .map_err(|e| Failure::file("writing the configuration", &former.config_file, e))?;
-            let (tree, problems) = scan::read_checkpoints(&former.layout, former.id, &config);
+            let (tree, problems) =
+                scan::read_checkpoints(&former.layout, former.id, &config, Search::Moved(&others));
             Ok(scan::assemble(&former.layout, &former.config_file, config, tree, problems))
         })
         .await?;

@@ -1,6 +1,7 @@
 //! Reading machines from folders. Blocking: called from threads that may wait.
 
-use super::machine::{Machine, generation_of, relocate};
+use super::machine::{Machine, generation_of};
+use super::places::{Search, relocate};
 use crate::failure::chain;
 use crate::layout::Layout;
 use crate::stamp::Stamp;
@@ -72,17 +73,29 @@ fn xml_files(folder: &Path) -> io::Result<Vec<PathBuf>> {
     Ok(files)
 }
 
-/// Reads one machine with its checkpoints; it is off as far as the folder tells.
+/// Reads one machine with its checkpoints, its files where the configurations name them; it is off as far as the folder
+/// tells.
 ///
 /// # Errors
 /// In words, without the path.
 pub fn read_machine(layout: &Layout, file: &Path) -> Result<Machine, String> {
-    let mut config = read_config(file)?;
+    let config = read_config(file)?;
     let id = config.id().ok_or("it names no machine GUID (properties/global_id)")?;
-    let mut warnings = relocate(&mut config, layout);
-    let (tree, problems) = read_checkpoints(layout, id, &config);
+    let (tree, problems) = read_checkpoints(layout, id, &config, Search::Nowhere);
+    Ok(assemble(layout, file, config, tree, problems))
+}
+
+/// The machine with the files that moved along with its folder; as it was if none did.
+pub fn find_moved(machine: Machine, search: Search<'_>) -> Machine {
+    let mut config = (*machine.config).clone();
+    let mut warnings = relocate(&mut config, &machine.layout, search);
+    let there = machine.disk_places().iter().all(|(file, _)| file.exists());
+    if config == *machine.config && there {
+        return machine;
+    }
+    let (tree, problems) = read_checkpoints(&machine.layout, machine.id, &config, search);
     warnings.extend(problems);
-    Ok(assemble(layout, file, config, tree, warnings))
+    assemble(&machine.layout, &machine.config_file, config, tree, warnings)
 }
 
 /// Puts a machine together.
@@ -145,7 +158,12 @@ fn read_if_of(vm: VmId, file: &Path) -> Result<Option<VmConfig>, String> {
 }
 
 /// The checkpoints of `vm` in a folder, and what is wrong with some.
-pub fn read_checkpoints(layout: &Layout, vm: VmId, config: &VmConfig) -> (CheckpointTree, Vec<String>) {
+pub fn read_checkpoints(
+    layout: &Layout,
+    vm: VmId,
+    config: &VmConfig,
+    search: Search<'_>,
+) -> (CheckpointTree, Vec<String>) {
     let mut problems = Vec::new();
     let files = xml_files(&layout.snapshots()).unwrap_or_else(|error| {
         problems.push(format!("{} cannot be listed: {error}", layout.snapshots().display()));
@@ -156,7 +174,8 @@ pub fn read_checkpoints(layout: &Layout, vm: VmId, config: &VmConfig) -> (Checkp
     for file in files {
         match read_if_of(vm, &file) {
             Ok(Some(mut config)) => {
-                relocate(&mut config, layout);
+                // Never written back: it is looked for each time.
+                relocate(&mut config, layout, search.of_checkpoint());
                 // A checkpoint that is still pending is not one yet.
                 checkpoints.extend(config.checkpoint().filter(|c| Some(c.id) != pending));
             }

@@ -73,6 +73,9 @@ pub struct TaskEngine {
     keys: Keys,
 }
 
+/// How long an urgent operation waits for those that yield to it.
+const PREEMPT: Duration = Duration::from_secs(2);
+
 /// Ended tasks that are kept in memory.
 const RECENT: usize = 64;
 
@@ -364,19 +367,23 @@ impl TaskEngine {
         Ok(task)
     }
 
-    /// Cancels tasks on `vm` that yield to urgent operations, and waits for their end.
-    pub async fn preempt(&self, vm: VmId) {
+    /// Cancels tasks on `vm` that yield to urgent operations, and waits a moment for their end. Returns those that have
+    /// not ended by then.
+    pub async fn preempt(&self, vm: VmId) -> Vec<TaskId> {
         let yielding: Vec<_> = lock(&self.running)
             .values()
             .filter(|r| r.yields && vm_of(&r.record.borrow()) == Some(vm))
-            .cloned()
+            .map(|r| r.record.borrow().id)
             .collect();
-        for running in yielding {
-            let id = running.record.borrow().id;
-            if self.cancel(id).await.is_ok() {
-                let _ = self.wait(id, u64::MAX, Duration::from_secs(10)).await;
+        let mut left = Vec::new();
+        for id in yielding {
+            // One that cannot be cancelled any more is about to end.
+            let _ = self.cancel(id).await;
+            if !self.wait(id, u64::MAX, PREEMPT).await.is_ok_and(|task| task.state.is_final()) {
+                left.push(id);
             }
         }
+        left
     }
 
     /// The task that works on `vm` now.

@@ -1,9 +1,11 @@
 //! Workers: one process per machine that is on. They outlive the daemon; each is followed by a task that starts it
 //! again when it dies before its machine has ended.
 
+mod ended;
 mod ingest;
 mod supervise;
 
+pub use ended::hear_the_end;
 pub use supervise::supervise;
 
 use crate::failure::Failure;
@@ -27,6 +29,9 @@ const CONTROL_SOCKET: &str = "worker.sock";
 
 /// What to run; the worker renames it when the machine has ended.
 pub const LAUNCH_RECORD: &str = "launch.json";
+
+/// What that record is called then.
+const ENDED_RECORD: &str = "ended.json";
 
 /// All events of the worker.
 const EVENT_SPOOL: &str = "events.jsonl";

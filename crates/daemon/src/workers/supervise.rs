@@ -42,7 +42,7 @@ pub fn supervise(app: &Arc<App>, vm: VmId, fresh: bool) {
 }
 
 /// The state in which the machine ended.
-type Ending = (VmState, Option<String>);
+pub(super) type Ending = (VmState, Option<String>);
 
 /// What is known of the workers of one machine beyond the inventory.
 pub(super) struct Following {

@@ -227,6 +227,9 @@ impl Job {
         done.prepared = true;
         done.switch = Some(self.on_disks(DiskSet::prepare).await?);
         set_up(&self.qmp, &plan.capabilities).await.map_err(qemu("take the migration settings"))?;
+        if *self.progress.cancel.borrow() {
+            return Err(JobError::Cancelled);
+        }
         let (written, created_unix_ms) = match plan.stream {
             StreamFormat::Zstd => self.background(done, file, running).await?,
             StreamFormat::MappedRam => self.to_file(done, file, running).await?,

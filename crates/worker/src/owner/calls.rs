@@ -1,11 +1,12 @@
 //! Requests from the control socket.
 
-use super::{Owner, ReplyTo, fail, refuse};
+use super::checkpoints::Wish;
+use super::{Answer, Owner, ReplyTo, fail, refuse};
 use crate::control::{CheckpointOutcome, PROTOCOL_VERSION, Reply, Request, WorkerStatus};
 use crate::inspect;
 use crate::server::Call;
 use backstay_disk::Disk;
-use backstay_model::{DriveSlot, VmVerb};
+use backstay_model::{CheckpointId, DriveSlot, MemoryMethod, VmVerb};
 use backstay_qemu::lifecycle::{Event as Life, UserRequest};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -27,21 +28,10 @@ impl Owner {
             Request::Shutdown => return self.verb(UserRequest::Shutdown, reply).await,
             Request::TurnOff => return self.turn_off(reply).await,
             Request::Screenshot { path } => return self.screenshot(path, reply),
-            Request::Checkpoint(request) => return self.checkpoint(request, reply).await,
-            Request::Save(request) => return self.save(request, reply).await,
-            Request::CheckpointStatus { checkpoint } => Ok(Reply::Checkpoint(match &self.job {
-                Some(job) if job.plan.checkpoint == checkpoint => job.progress.outcome(&job.plan),
-                _ => self.outcomes.get(&checkpoint).cloned().unwrap_or(CheckpointOutcome::Unknown),
-            })),
-            Request::CancelCheckpoint { checkpoint } => match &self.job {
-                Some(job) if job.plan.checkpoint == checkpoint => {
-                    job.progress.cancel();
-                    Ok(Reply::Done)
-                }
-                _ => refuse(format!(
-                    "checkpoint {checkpoint} is not being written: there is nothing to cancel"
-                )),
-            },
+            Request::Checkpoint(request) => return self.ask(Wish::Checkpoint(request), reply),
+            Request::Save(request) => return self.ask(Wish::Save(request), reply),
+            Request::CheckpointStatus { checkpoint } => Ok(Reply::Checkpoint(self.outcome(checkpoint))),
+            Request::CancelCheckpoint { checkpoint } => self.cancel(checkpoint),
             Request::Disks => return self.disks(reply),
             Request::DiskMap { slot, top_only, offset, limit } => {
                 return self.look_into(slot, reply, move |disk| {
@@ -55,6 +45,32 @@ impl Owner {
             Request::Subscribe { .. } => Ok(Reply::Done),
         };
         let _ = reply.send(answer);
+    }
+
+    fn outcome(&self, checkpoint: CheckpointId) -> CheckpointOutcome {
+        match &self.job {
+            Some(job) if job.plan.checkpoint == checkpoint => job.progress.outcome(&job.plan),
+            _ if self.is_asking_for(checkpoint) => CheckpointOutcome::Writing {
+                pause_us: 0,
+                written: 0,
+                total: self.record.spec.memory_mib << 20,
+                method: MemoryMethod::Background,
+                method_reason: "the way is being chosen".into(),
+            },
+            _ => self.outcomes.get(&checkpoint).cloned().unwrap_or(CheckpointOutcome::Unknown),
+        }
+    }
+
+    fn cancel(&mut self, checkpoint: CheckpointId) -> Answer {
+        match &self.job {
+            Some(job) if job.plan.checkpoint == checkpoint => job.progress.cancel(),
+            _ if self.is_asking_for(checkpoint) => self.stop_asking(),
+            _ => {
+                let words = "is not being written: there is nothing to cancel";
+                return refuse(format!("checkpoint {checkpoint} {words}"));
+            }
+        }
+        Ok(Reply::Done)
     }
 
     fn status(&self) -> WorkerStatus {
@@ -97,7 +113,7 @@ impl Owner {
     /// Whether a verb fits now; `false`: it is so already.
     fn verb_allowed(&self, verb: VmVerb) -> Result<bool, String> {
         let name = &self.record.spec.name;
-        let holds = self.job.as_ref().is_some_and(super::ActiveJob::holds_guest);
+        let holds = self.asking.is_some() || self.job.as_ref().is_some_and(super::ActiveJob::holds_guest);
         if !backstay_model::allowed(name, self.state, verb).map_err(|refusal| refusal.to_string())? {
             return Ok(false);
         }
@@ -125,6 +141,7 @@ impl Owner {
     /// Pulls the plug: nothing may delay it for long. The reply comes when the disks are closed.
     async fn turn_off(&mut self, reply: ReplyTo) {
         self.turning_off.push(reply);
+        self.stop_asking();
         if let Some(job) = &self.job {
             job.progress.cancel();
         }

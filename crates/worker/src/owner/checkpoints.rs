@@ -3,7 +3,7 @@
 use super::{ActiveJob, Answer, Owner, ReplyTo, refuse};
 use crate::checkpoint::descriptor::read_descriptor;
 use crate::checkpoint::hardware;
-use crate::checkpoint::job::{Intent, Job, Progress, SavedFacts};
+use crate::checkpoint::job::{Intent, Job, JobError, Progress, SavedFacts};
 use crate::checkpoint::plan::{Activity, Plan, PlanError, Situation, plan, plan_save};
 use crate::checkpoint::qmp::end_migration;
 use crate::control::{
@@ -11,13 +11,14 @@ use crate::control::{
 };
 use crate::durable;
 use crate::events::Spool;
+use crate::report::chain_of;
 use backstay_model::{CheckpointId, VmState};
 use backstay_qemu::lifecycle::{Event as Life, UserRequest};
 use backstay_qemu::qmp::{Qmp, RunState};
 use std::collections::HashMap;
 use std::sync::Arc;
 use tokio::sync::oneshot;
-use tokio::task::JoinError;
+use tokio::task::{JoinError, JoinHandle};
 
 /// What former workers of this run told about their checkpoints.
 pub(super) fn remembered(spool: &Spool) -> HashMap<CheckpointId, CheckpointOutcome> {
@@ -33,48 +34,100 @@ pub(super) fn panicked(panic: &JoinError) -> CheckpointOutcome {
     CheckpointOutcome::Failed { message: format!("the worker failed: {panic}"), kept_layers: Vec::new() }
 }
 
+/// What was asked for.
+pub(super) enum Wish {
+    Checkpoint(CheckpointRequest),
+    Save(SaveRequest),
+}
+
+impl Wish {
+    fn id(&self) -> CheckpointId {
+        match self {
+            Self::Checkpoint(request) => request.checkpoint,
+            Self::Save(request) => request.id,
+        }
+    }
+}
+
+/// What QEMU says before a way is chosen.
+pub(super) struct Seen {
+    status: RunState,
+    no_background: Option<String>,
+}
+
+/// A checkpoint or save that is about to begin: QEMU is being asked, which takes long if it hangs.
+pub(super) struct Asking {
+    wish: Wish,
+    reply: ReplyTo,
+    pub(super) task: JoinHandle<Result<Seen, WorkerError>>,
+}
+
+async fn see(qmp: Qmp, probe: bool) -> Result<Seen, WorkerError> {
+    let failed = |error| WorkerError { code: WorkerErrorCode::Failed, message: chain_of(&error) };
+    let status = qmp.query_status().await.map_err(failed)?.status;
+    let no_background =
+        if probe { qmp.probe_background_snapshot().await.map_err(failed)?.err() } else { None };
+    Ok(Seen { status, no_background })
+}
+
 impl Owner {
-    pub(super) async fn checkpoint(&mut self, request: CheckpointRequest, reply: ReplyTo) {
-        let situation = match self.situation(true).await {
-            Ok(situation) => situation,
-            Err(answer) => return drop(reply.send(answer)),
+    /// Asks QEMU how it is; [`Owner::asked`] goes on.
+    pub(super) fn ask(&mut self, wish: Wish, reply: ReplyTo) {
+        let job = self.job.as_ref().map(|job| job.plan.checkpoint);
+        if let Some(busy) = job.or(self.asking.as_ref().map(|asking| asking.wish.id())) {
+            return drop(reply.send(refuse(PlanError::Busy(busy).to_string())));
+        }
+        let Some(qmp) = self.qmp() else {
+            return drop(reply.send(refuse(PlanError::State.to_string())));
         };
-        self.begin(plan(&request, &situation), reply).await;
+        let probe = matches!(wish, Wish::Checkpoint(_)) && !self.record.avoid_background;
+        self.asking = Some(Asking { wish, reply, task: tokio::spawn(see(qmp, probe)) });
     }
 
-    pub(super) async fn save(&mut self, request: SaveRequest, reply: ReplyTo) {
-        let situation = match self.situation(false).await {
+    pub(super) async fn asked(&mut self, seen: Result<Seen, WorkerError>) {
+        let Some(Asking { wish, reply, .. }) = self.asking.take() else { return };
+        let situation = match seen.map_err(Err).and_then(|seen| self.situation(seen)) {
             Ok(situation) => situation,
             Err(answer) => return drop(reply.send(answer)),
         };
-        self.begin(plan_save(&request, &situation), reply).await;
-        if self.job.as_ref().is_some_and(|job| job.plan.checkpoint == request.id) {
-            self.set_state(VmState::Saving, "memory is being saved");
+        match wish {
+            Wish::Checkpoint(request) => self.begin(plan(&request, &situation), reply).await,
+            Wish::Save(request) => {
+                self.begin(plan_save(&request, &situation), reply).await;
+                if self.job.as_ref().is_some_and(|job| job.plan.checkpoint == request.id) {
+                    self.set_state(VmState::Saving, "memory is being saved");
+                }
+            }
         }
     }
 
-    async fn situation(&self, probe: bool) -> Result<Situation, Answer> {
-        let Some(qmp) = self.qmp() else { return Err(refuse(PlanError::State.to_string())) };
-        let busy = self.job.as_ref().map(|job| job.plan.checkpoint);
-        let status = qmp.query_status().await.map_err(|error| super::fail(&error))?.status;
+    /// Whether `checkpoint` is about to begin.
+    pub(super) fn is_asking_for(&self, checkpoint: CheckpointId) -> bool {
+        self.asking.as_ref().is_some_and(|asking| asking.wish.id() == checkpoint)
+    }
+
+    /// Ends what has not begun yet. QEMU finishes its answer all the same: half of a probe would leave it changed.
+    pub(super) fn stop_asking(&mut self) {
+        if let Some(asking) = self.asking.take() {
+            let _ = asking.reply.send(refuse(JobError::Cancelled.to_string()));
+        }
+    }
+
+    fn situation(&self, seen: Seen) -> Result<Situation, Answer> {
         let activity = match self.state {
-            VmState::Running if status == RunState::Running || busy.is_some() => Activity::Running,
+            VmState::Running if seen.status == RunState::Running => Activity::Running,
             VmState::Running => {
                 return Err(refuse("another command is being carried out: try again in a moment"));
             }
-            VmState::Paused if status == RunState::Postmigrate => Activity::PausedAfterSave,
+            VmState::Paused if seen.status == RunState::Postmigrate => Activity::PausedAfterSave,
             VmState::Paused => Activity::Paused,
             VmState::PausedCritical => Activity::Stalled,
             _ => Activity::Other,
         };
-        let no_background = if self.record.avoid_background {
-            Some("switched off for this machine".to_owned())
-        } else if probe && busy.is_none() {
-            qmp.probe_background_snapshot().await.map_err(|error| super::fail(&error))?.err()
-        } else {
-            None
-        };
-        Ok(Situation { activity, busy, tops: self.disks.tops(), no_background })
+        let switched_off =
+            || self.record.avoid_background.then(|| "switched off for this machine".to_owned());
+        let no_background = seen.no_background.or_else(switched_off);
+        Ok(Situation { activity, busy: None, tops: self.disks.tops(), no_background })
     }
 
     async fn begin(&mut self, plan: Result<Plan, PlanError>, reply: ReplyTo) {

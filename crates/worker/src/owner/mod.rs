@@ -32,6 +32,7 @@ use backstay_qemu::accel::Choice;
 use backstay_qemu::lifecycle::{Lifecycle, RecoveryPolicy};
 use backstay_qemu::process::QemuProcess;
 use backstay_qemu::qmp::{Qmp, QmpEvent};
+use checkpoints::Asking;
 use std::collections::HashMap;
 use std::error::Error;
 use std::sync::Arc;
@@ -130,6 +131,7 @@ pub struct Owner {
     turning_off: Vec<ReplyTo>,
     /// Memory is durable: the end of QEMU is what was wanted.
     saved: bool,
+    asking: Option<Asking>,
     job: Option<ActiveJob>,
     outcomes: HashMap<CheckpointId, CheckpointOutcome>,
     terminate: Option<Signal>,
@@ -190,6 +192,7 @@ impl Owner {
             reconnecting: None,
             turning_off: Vec::new(),
             saved: false,
+            asking: None,
             job: None,
             outcomes,
             terminate: select::terminate_signal(),
@@ -271,6 +274,7 @@ impl Owner {
     }
 
     async fn end_job(&mut self) {
+        self.stop_asking();
         let Some(job) = self.job.take() else { return };
         job.progress.cancel();
         let outcome = job.task.await.unwrap_or_else(|panic| checkpoints::panicked(&panic));

@@ -1,7 +1,8 @@
 //! What can happen next.
 
+use super::checkpoints::Seen;
 use super::{Done, Owner};
-use crate::control::CheckpointOutcome;
+use crate::control::{CheckpointOutcome, WorkerError, WorkerErrorCode};
 use crate::server::Call;
 use crate::start::{StartError, Started};
 use backstay_qemu::lifecycle::Event as Life;
@@ -21,6 +22,8 @@ pub(super) enum Event {
     Guest(QmpEvent),
     /// Guest events were missed, or the connection broke while QEMU lives.
     GuestUnclear,
+    /// QEMU told what a checkpoint has to know first.
+    Asked(Result<Seen, WorkerError>),
     /// The job let the guest run again.
     JobRunning,
     JobDone(CheckpointOutcome),
@@ -56,6 +59,11 @@ impl Owner {
             done = wait_for(finished) => {
                 Event::JobDone(done.unwrap_or_else(|panic| super::checkpoints::panicked(&panic)))
             }
+            seen = wait_for(self.asking.as_mut().map(|asking| &mut asking.task)) => {
+                Event::Asked(seen.unwrap_or_else(|panic| {
+                    Err(WorkerError { code: WorkerErrorCode::Failed, message: format!("the worker failed: {panic}") })
+                }))
+            }
             started = wait_for(self.starting.as_mut().map(|starting| &mut starting.task)) => {
                 Event::Started(started.unwrap_or(Err(StartError::Cancelled)))
             }
@@ -77,6 +85,7 @@ impl Owner {
             Event::Ended(reason) => self.ended(reason).await,
             Event::Guest(event) => self.guest_event(&event).await,
             Event::GuestUnclear => self.guest_unclear().await,
+            Event::Asked(seen) => self.asked(seen).await,
             Event::JobRunning => self.job_running().await,
             Event::JobDone(outcome) => self.job_done(outcome).await,
             Event::CommandDone(done) => self.command_done(done).await,

@@ -155,9 +155,9 @@ words!(
     HostStop => HostStopAction {
         /// Pull the plug
         TurnOff => TurnOff,
-        /// Write memory and stop
+        /// Write memory and stop; kept in the configuration, not carried out yet
         Save => Save,
-        /// Ask the guest to shut down
+        /// Ask the guest to shut down; kept in the configuration, not carried out yet
         Shutdown => Shutdown,
     }
 );

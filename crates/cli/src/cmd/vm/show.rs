@@ -4,6 +4,7 @@ use super::list::{generation, memory, uptime};
 use crate::context::Context;
 use crate::output;
 use backstay_api::{Nic, Vm};
+use backstay_model::HostStopAction;
 use clap::Args;
 
 /// Arguments.
@@ -59,7 +60,7 @@ fn facts(vm: &Vm) -> Vec<(&'static str, String)> {
         ("Accelerator", word(vm.accel)),
         ("When QEMU ends", word(vm.recovery)),
         ("When the host starts", word(vm.host_start)),
-        ("When the host stops", word(vm.host_stop)),
+        ("When the host stops", host_stop(vm.host_stop)),
         ("Configuration", vm.config_file.display().to_string()),
         ("Checkpoints", vm.checkpoints.to_string()),
         ("Task", vm.task.map(|task| task.to_string()).unwrap_or_default()),
@@ -81,6 +82,18 @@ fn state(vm: &Vm) -> String {
     match &vm.state_reason {
         Some(reason) => format!("{} ({reason})", vm.state),
         None => vm.state.to_string(),
+    }
+}
+
+/// What really happens, and what is set where that is something else: the setting is kept for Hyper-V.
+fn host_stop(action: HostStopAction) -> String {
+    match action {
+        HostStopAction::TurnOff => word(action),
+        other => format!(
+            "{} ({} is set, which this version does not carry out)",
+            word(HostStopAction::TurnOff),
+            word(other)
+        ),
     }
 }
 
