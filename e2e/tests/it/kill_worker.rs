@@ -134,3 +134,36 @@ fn everything_killed_at_once_loses_no_acknowledged_write() {
         guest.expect(FIRST, lba, 0x3C);
     }
 }
+
+/// A worker dies, and its disk is not there for the next one: a folder that is not mounted any more, say. The guest stands
+/// still, the state says why, and the plug can be pulled.
+#[test]
+fn a_disk_that_is_away_after_the_death_of_its_worker_is_told_and_waited_for() {
+    let host = Host::start();
+    let disk = host.create_micro("m", "ide:0:0", &[]);
+    let aside = disk.with_extension("aside");
+    host.ok(&["vm", "start", "m"]);
+    let (mut guest, _) = Micro::booting(&host.console("m"));
+    guest.write(FIRST, 0x100, 0x2B).unwrap();
+    let qemu = host.pid("m", "qemu_pid");
+    for back in [true, false] {
+        let worker = host.pid("m", "worker_pid");
+        std::fs::rename(&disk, &aside).unwrap();
+        kill(worker);
+        host.wait_state("m", "paused-critical");
+        let reason = host.vm("m")["state_reason"].as_str().unwrap_or_default().to_owned();
+        assert!(reason.contains(disk.to_str().unwrap()), "{reason}");
+        assert_eq!(host.pid("m", "qemu_pid"), qemu);
+        if back {
+            std::fs::rename(&aside, &disk).unwrap();
+            next_guest(&host, worker).expect(FIRST, 0x100, 0x2B);
+        }
+    }
+    host.ok(&["vm", "turn-off", "m"]);
+    assert_eq!(host.state_of("m"), "off");
+    let history = host.ok(&["event", "list", "--vm", "m"]);
+    assert_eq!(history.matches("worker.respawned").count(), 2, "{history}");
+    std::fs::rename(&aside, &disk).unwrap();
+    host.ok(&["vm", "start", "m"]);
+    Micro::booting(&host.console("m")).0.expect(FIRST, 0x100, 0x2B);
+}
