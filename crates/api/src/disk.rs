@@ -177,4 +177,7 @@ pub struct DiskHolder {
     pub place: String,
     /// Whether the file is open now.
     pub open: bool,
+    /// Whether its content is needed as it is now: it is a checkpoint's, or a parent of the top file.
+    #[serde(default)]
+    pub frozen: bool,
 }

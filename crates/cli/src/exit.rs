@@ -110,6 +110,7 @@ fn disk_code(cause: &(dyn std::error::Error + 'static)) -> Option<u8> {
         | CreateError::ParentName { .. } => Some(ProblemCode::Exists.exit_code()),
         CreateError::Invalid { .. } => Some(ProblemCode::Invalid.exit_code()),
         CreateError::NoSpace { .. } => Some(ProblemCode::NoSpace.exit_code()),
+        CreateError::Cancelled { .. } => Some(130),
         _ => None,
     }
 }

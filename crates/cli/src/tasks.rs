@@ -58,6 +58,9 @@ pub async fn finish(
     let task = match outcome {
         Outcome::Plan(plan) => {
             print_plan(context.format, &plan)?;
+            for warning in &plan.warnings {
+                context.warn(warning);
+            }
             return Ok(None);
         }
         Outcome::Task(task) => *task,

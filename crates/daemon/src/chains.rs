@@ -49,6 +49,12 @@ impl Chains {
         Ok(files)
     }
 
+    /// The files of a chain that cannot be looked at now, as they were when it last could.
+    #[must_use]
+    pub fn remembered(&self, top: &Path) -> Option<Vec<PathBuf>> {
+        self.table().get(top).map(|known| known.files.clone())
+    }
+
     fn read(&self, top: &Path) -> Result<Vec<PathBuf>, Failure> {
         match disks::probe(top) {
             Ok(chain) => Ok(Chain::files(&chain)),

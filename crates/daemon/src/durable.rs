@@ -2,10 +2,13 @@
 
 pub use backstay_worker::durable::{replace, sync_folder_of};
 
+use std::fs::Permissions;
 use std::io;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
-/// Makes a folder and the ones above it, durably.
+/// Makes a folder and the ones above it, durably. QEMU, as a user who owns nothing, goes through them to the sockets and
+/// the memory file of its machine; nobody else can list them.
 ///
 /// # Errors
 /// As the file system.
@@ -17,8 +20,12 @@ pub fn create_folder(path: &Path) -> io::Result<()> {
         create_folder(above)?;
     }
     match std::fs::create_dir(path) {
+        Ok(()) => {
+            std::fs::set_permissions(path, Permissions::from_mode(0o711))?;
+            sync_folder_of(path)
+        }
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
-        _ => sync_folder_of(path),
+        Err(_) => sync_folder_of(path),
     }
 }
 

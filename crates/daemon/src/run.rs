@@ -13,10 +13,10 @@ use crate::tasks::TaskEngine;
 use crate::workers::Workers;
 use backstay_api::ProblemCode;
 use backstay_qemu::paths::RunPaths;
-use rustix::fs::FlockOperation;
+use rustix::fs::{FlockOperation, Mode};
 use std::fs::{File, OpenOptions, Permissions};
 use std::io::{Read, Write};
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -25,6 +25,9 @@ use tokio::signal::unix::{SignalKind, signal};
 
 /// How long running tasks may take to end when the daemon is stopped; the next one takes up the rest.
 const LAST_TASKS: Duration = Duration::from_secs(10);
+
+/// Below the run folder: a folder for each machine that is on.
+const RUNS: &str = "vms";
 
 /// Why the daemon does not run.
 #[derive(Debug, thiserror::Error)]
@@ -66,6 +69,8 @@ pub enum RunError {
 /// # Errors
 /// [`RunError`].
 pub async fn run(config: Config) -> Result<(), RunError> {
+    // Guests' disks, memory and configurations are nobody else's business.
+    rustix::process::umask(Mode::from_raw_mode(0o027));
     let failed =
         |source| RunError::File { what: "listening to signals of", path: "this process".into(), source };
     let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
@@ -88,7 +93,7 @@ pub async fn run_until(
     stop: impl Future<Output = ()> + Send + 'static,
 ) -> Result<(), RunError> {
     check_run_dir(&config).map_err(RunError::Setup)?;
-    for folder in [&config.state_dir, &config.run_dir] {
+    for folder in [&config.state_dir, &config.run_dir.join(RUNS)] {
         durable::create_folder(folder).map_err(file("making", folder))?;
     }
     let _lock = lock(&config.state_dir)?;
@@ -159,8 +164,9 @@ pub(crate) fn assemble(config: Config) -> Result<Result<Arc<App>, StoreError>, F
         tasks: TaskEngine::new(store.clone()),
         inventory: Inventory::default(),
         events: EventHub::new(store.clone()),
-        workers: Workers::new(executable, config.run_dir.join("vms")),
+        workers: Workers::new(executable, config.run_dir.join(RUNS)),
         chains: Arc::default(),
+        attaching: tokio::sync::Mutex::default(),
         host,
         store,
         config,
@@ -208,7 +214,13 @@ fn listen(socket: &Path) -> Result<UnixListener, RunError> {
             std::io::Error::other("another daemon answers there: choose another socket or stop that daemon");
         return Err(file("listening on", socket)(other));
     }
-    durable::remove(socket).map_err(file("replacing", socket))?;
+    match std::fs::symlink_metadata(socket) {
+        Ok(found) if !found.file_type().is_socket() => {
+            let other = "it is not a socket: choose another name for the socket, or move that file away";
+            return Err(file("listening on", socket)(std::io::Error::other(other)));
+        }
+        _ => durable::remove(socket).map_err(file("replacing", socket))?,
+    }
     let listener = UnixListener::bind(socket).map_err(file("listening on", socket))?;
     std::fs::set_permissions(socket, Permissions::from_mode(0o660)).map_err(file("guarding", socket))?;
     Ok(listener)
@@ -227,5 +239,22 @@ mod tests {
         let words = crate::failure::chain(&refused);
         assert!(words.contains(run_dir.to_str().unwrap()) && words.contains("shorter path"), "{words}");
         assert!(!run_dir.exists(), "nothing was made");
+    }
+
+    #[tokio::test]
+    async fn only_a_socket_that_nobody_serves_gives_way() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("s");
+        std::fs::write(&path, "precious").unwrap();
+        let refused = listen(&path).unwrap_err();
+        let words = crate::failure::chain(&refused);
+        assert!(words.contains("not a socket") && words.contains(path.to_str().unwrap()), "{words}");
+        assert_eq!(std::fs::read(&path).unwrap(), b"precious");
+        std::fs::remove_file(&path).unwrap();
+
+        let first = listen(&path).unwrap();
+        assert!(crate::failure::chain(&listen(&path).unwrap_err()).contains("another daemon"));
+        drop(first);
+        listen(&path).unwrap();
     }
 }

@@ -11,13 +11,16 @@ use crate::{
 };
 use backstay_vhd::{
     VhdTime,
-    create::{CreateKind, CreateOptions, CreatePlan, ParentSpec, plan},
-    plan::{PlanError, Step},
+    create::{CreateKind, CreateOptions, CreatePlan, ParentSpec},
+    plan::{self, PlanError, Step},
 };
 use std::{
     fmt, io,
     path::{Component, Path, PathBuf},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{SystemTime, UNIX_EPOCH},
 };
 use uuid::Uuid;
@@ -157,6 +160,12 @@ pub enum CreateError {
         /// The parent.
         parent: PathBuf,
     },
+    /// Somebody asked for it.
+    #[error("interrupted: {} was not made", path.display())]
+    Cancelled {
+        /// The target.
+        path: PathBuf,
+    },
     /// Only a VHD can be a parent.
     #[error("{} is a raw disk and cannot be the parent of a differencing disk; convert it to VHD first", parent.display())]
     RawParent {
@@ -229,7 +238,7 @@ impl NewDiskPlan {
                 let (size, spec) = match chain.top() {
                     Some(top) => {
                         room_for_child(&chain)?;
-                        (top.size, parent_spec(fs, top, path)?)
+                        (top.size, parent_spec(fs, top, path, modified(fs, top)?)?)
                     }
                     None => return Err(CreateError::RawParent { parent: parent.clone() }),
                 };
@@ -245,6 +254,14 @@ impl NewDiskPlan {
     /// # Errors
     /// [`CreateError`].
     pub fn execute(&self, fs: &Arc<dyn FileSystem>) -> Result<(), CreateError> {
+        self.execute_unless(fs, &AtomicBool::new(false))
+    }
+
+    /// As [`NewDiskPlan::execute`]; ends early, and leaves nothing, once `cancel` is set.
+    ///
+    /// # Errors
+    /// [`CreateError`].
+    pub fn execute_unless(&self, fs: &Arc<dyn FileSystem>, cancel: &AtomicBool) -> Result<(), CreateError> {
         // Its server may have died before it made everything durable, and a flush of the child will not do it.
         if let Some(parent) = self.parent.as_ref().and_then(Chain::top) {
             parent
@@ -253,8 +270,8 @@ impl NewDiskPlan {
                 .map_err(|source| CreateError::Flush { parent: parent.path.clone(), source })?;
         }
         match &self.plan {
-            CreatePlanKind::Raw(steps) => write_new(fs, &self.path, 0, steps),
-            CreatePlanKind::Vhd(plan) => execute_vhd(fs, &self.path, plan),
+            CreatePlanKind::Raw(steps) => write_new(fs, &self.path, 0, steps, cancel),
+            CreatePlanKind::Vhd(plan) => execute_vhd(fs, &self.path, plan, cancel),
         }
     }
 
@@ -264,8 +281,7 @@ impl NewDiskPlan {
             CreatePlanKind::Raw(steps) => steps,
             CreatePlanKind::Vhd(plan) => &plan.steps,
         };
-        backstay_vhd::plan::execute(steps, file)
-            .map_err(|source| CreateError::Write { path: self.path.clone(), source })
+        plan::execute(steps, file).map_err(|source| CreateError::Write { path: self.path.clone(), source })
     }
 }
 
@@ -295,33 +311,59 @@ pub(crate) fn create_child(
         Some(info) if info.block_size >= 512 << 10 && info.block_size <= 64 << 20 => info.block_size,
         _ => DEFAULT_BLOCK_SIZE,
     };
-    let spec = parent_spec(fs, parent, path)?;
+    // It is written to until the child takes its place: no time of now would be right.
+    let spec = parent_spec(fs, parent, path, VhdTime(0))?;
     let kind = CreateKind::Differencing { block_size, parent: spec };
-    execute_vhd(fs, path, &plan_vhd(path, parent.size, kind, identity)?)
+    execute_vhd(fs, path, &plan_vhd(path, parent.size, kind, identity)?, &AtomicBool::new(false))
 }
 
 fn plan_vhd(path: &Path, size: u64, kind: CreateKind, identity: Identity) -> Result<CreatePlan, CreateError> {
     let options = CreateOptions { size, kind, unique_id: identity.unique_id, time_stamp: identity.time };
-    plan(&options).map_err(|source| CreateError::Invalid { path: path.to_owned(), source })
+    backstay_vhd::create::plan(&options)
+        .map_err(|source| CreateError::Invalid { path: path.to_owned(), source })
 }
 
-fn execute_vhd(fs: &Arc<dyn FileSystem>, path: &Path, plan: &CreatePlan) -> Result<(), CreateError> {
+fn execute_vhd(
+    fs: &Arc<dyn FileSystem>,
+    path: &Path,
+    plan: &CreatePlan,
+    cancel: &AtomicBool,
+) -> Result<(), CreateError> {
     let reserved = plan.steps.iter().filter_map(|step| match step {
         Step::Allocate(len) => Some(*len),
         _ => None,
     });
-    write_new(fs, path, reserved.max().unwrap_or(0), &plan.steps)
+    write_new(fs, path, reserved.max().unwrap_or(0), &plan.steps, cancel)
 }
 
-fn write_new(fs: &Arc<dyn FileSystem>, path: &Path, needed: u64, steps: &[Step]) -> Result<(), CreateError> {
+fn write_new(
+    fs: &Arc<dyn FileSystem>,
+    path: &Path,
+    needed: u64,
+    steps: &[Step],
+    cancel: &AtomicBool,
+) -> Result<(), CreateError> {
     let free = fs.free_space(folder_of(path)).map_err(|source| failed(path, source))?;
     if needed > free {
         return Err(CreateError::NoSpace { path: path.to_owned(), needed, free });
     }
     let temp = TempFile::create(fs, path).map_err(|source| failed(path, source))?;
-    backstay_vhd::plan::execute(steps, temp.file().as_ref())
+    let give_up = || cancel.load(Ordering::Relaxed);
+    let whole = plan::execute_unless(steps, temp.file().as_ref(), &give_up)
         .map_err(|source| CreateError::Write { path: path.to_owned(), source })?;
+    if !whole {
+        return Err(CreateError::Cancelled { path: path.to_owned() });
+    }
     temp.commit().map_err(|source| failed(path, source))
+}
+
+/// When a parent was changed last, as a child records it.
+fn modified(fs: &Arc<dyn FileSystem>, parent: &Layer) -> Result<VhdTime, CreateError> {
+    let meta = fs.metadata(&parent.path).map_err(|source| CreateError::Parent {
+        parent: parent.path.clone(),
+        source: Box::new(OpenError::from_io(&parent.path, "look at", source)),
+    })?;
+    Ok(VhdTime::from_unix(meta.modified))
 }
 
 /// Puts into a file what a process that died left beside it. As a parent it is not written to again, and what is beside
@@ -363,8 +405,13 @@ pub(crate) fn failed(path: &Path, source: io::Error) -> CreateError {
     }
 }
 
-/// How a child at `path` refers to an open parent.
-fn parent_spec(fs: &Arc<dyn FileSystem>, parent: &Layer, path: &Path) -> Result<ParentSpec, CreateError> {
+/// How a child at `path` refers to an open parent that was changed last at `modified`.
+fn parent_spec(
+    fs: &Arc<dyn FileSystem>,
+    parent: &Layer,
+    path: &Path,
+    modified: VhdTime,
+) -> Result<ParentSpec, CreateError> {
     let info = parent.info().ok_or_else(|| CreateError::RawParent { parent: parent.path.clone() })?;
     let folder = fs.canonicalize(folder_of(path)).map_err(|source| failed(path, source))?;
     let relative = relative(&folder, &parent.path);
@@ -373,7 +420,7 @@ fn parent_spec(fs: &Arc<dyn FileSystem>, parent: &Layer, path: &Path) -> Result<
     let name = parent.path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
     Ok(ParentSpec {
         unique_id: info.unique_id,
-        time_stamp: VhdTime(0),
+        time_stamp: modified,
         name,
         absolute: parent.path.to_str().map(str::to_owned),
         relative: Some(relative.to_owned()),
@@ -390,6 +437,23 @@ fn relative(folder: &Path, file: &Path) -> PathBuf {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_disk_that_is_given_up_leaves_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.vhd");
+        let fs = crate::fs::HostFs::shared();
+        let (size, id) = (8 << 20, Identity::fresh());
+        let plan =
+            NewDiskPlan::new(&fs, &path, &NewDisk::Fixed { size }, id, &DiskOptions::default()).unwrap();
+        let cancel = AtomicBool::new(true);
+        let refused = plan.execute_unless(&fs, &cancel);
+        assert!(matches!(refused, Err(CreateError::Cancelled { .. })), "{refused:?}");
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
+        cancel.store(false, Ordering::Relaxed);
+        plan.execute_unless(&fs, &cancel).unwrap();
+        assert_eq!(std::fs::metadata(&path).unwrap().len(), size + 512);
+    }
 
     #[test]
     fn relative_paths() {

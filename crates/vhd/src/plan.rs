@@ -105,9 +105,23 @@ pub enum PlanError {
 /// # Errors
 /// At the first step that fails; the file is then incomplete.
 pub fn execute(steps: &[Step], storage: &dyn Storage) -> Result<(), PlanError> {
+    execute_unless(steps, storage, &|| false).map(drop)
+}
+
+/// As [`execute`], but asks before each step, and within long ones, whether to give up. False: it was given up, the file
+/// is incomplete.
+///
+/// # Errors
+/// As [`execute`].
+pub fn execute_unless(
+    steps: &[Step],
+    storage: &dyn Storage,
+    give_up: &dyn Fn() -> bool,
+) -> Result<bool, PlanError> {
     for step in steps {
-        match execute_step(step, storage) {
-            Ok(()) => {}
+        match execute_step(step, storage, give_up) {
+            Ok(true) => {}
+            Ok(false) => return Ok(false),
             Err(e) if matches!(step, Step::Allocate(_)) && e.kind() == io::ErrorKind::Unsupported => {}
             Err(source) => {
                 let step = step.to_string();
@@ -120,15 +134,30 @@ pub fn execute(steps: &[Step], storage: &dyn Storage) -> Result<(), PlanError> {
             }
         }
     }
-    Ok(())
+    Ok(true)
 }
 
-fn execute_step(step: &Step, storage: &dyn Storage) -> io::Result<()> {
+fn execute_step(step: &Step, storage: &dyn Storage, give_up: &dyn Fn() -> bool) -> io::Result<bool> {
     const CHUNK: u64 = 1 << 20;
+    // Some file systems take seconds for a GiB.
+    const RESERVED_AT_ONCE: u64 = 256 << 20;
+    if give_up() {
+        return Ok(false);
+    }
     match step {
-        Step::SetLen(len) => storage.set_len(*len),
-        Step::Allocate(len) => storage.allocate(0, *len),
-        Step::Write { offset, content: Content::Bytes(bytes), .. } => storage.write_at(bytes, *offset),
+        Step::SetLen(len) => storage.set_len(*len)?,
+        Step::Allocate(len) => {
+            let mut done = 0;
+            while done < *len {
+                if give_up() {
+                    return Ok(false);
+                }
+                let part = (*len - done).min(RESERVED_AT_ONCE);
+                storage.allocate(done, part)?;
+                done += part;
+            }
+        }
+        Step::Write { offset, content: Content::Bytes(bytes), .. } => storage.write_at(bytes, *offset)?,
         Step::Write { offset, content: Content::Fill { byte, len }, .. } => {
             let chunk = vec![*byte; usize::try_from(CHUNK.min(*len)).unwrap_or(usize::MAX)];
             let mut done = 0;
@@ -137,8 +166,8 @@ fn execute_step(step: &Step, storage: &dyn Storage) -> io::Result<()> {
                 storage.write_at(chunk.get(..part).unwrap_or(&chunk), offset + done)?;
                 done += part as u64;
             }
-            Ok(())
         }
-        Step::Flush => storage.flush(),
+        Step::Flush => storage.flush()?,
     }
+    Ok(true)
 }

@@ -148,11 +148,13 @@ fn an_interrupted_wait_leaves_the_task_running() {
 
 #[test]
 fn a_dry_run_prints_the_plan_and_asks_nothing() {
-    let plan = json!({"operation": "vm.delete", "steps": [{"action": "delete", "object": "/vm/x.xml", "detail": "configuration"}]});
+    let plan = json!({"operation": "vm.delete", "steps": [{"action": "delete", "object": "/vm/x.xml", "detail": "configuration"}],
+        "warnings": ["/vm/a.vhd is kept: another virtual machine uses it"]});
     let daemon = with_web(move |_| Answer::Json(200, plan.clone()));
     let output = daemon.run(&["vm", "delete", "web", "--dry-run"]);
     assert_eq!(output.status.code(), Some(0), "{}", err(&output));
     assert_eq!(out(&output), "STEP    OBJECT     DETAIL\ndelete  /vm/x.xml  configuration\n");
+    assert_eq!(err(&output), "warning: /vm/a.vhd is kept: another virtual machine uses it\n");
     assert!(daemon.requests().last().unwrap().line.contains("dry_run=true"));
 }
 

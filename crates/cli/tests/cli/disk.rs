@@ -304,6 +304,64 @@ fn an_interrupted_conversion_leaves_nothing() {
 }
 
 #[test]
+fn a_disk_whose_making_is_interrupted_is_not_left_half_made() {
+    // In memory reserving space takes time, and the signal comes before the end.
+    let memory = Path::new("/dev/shm");
+    let folder = if memory.is_dir() { tempfile::tempdir_in(memory) } else { tempfile::tempdir() }.unwrap();
+    let dir = folder.path();
+    let mut child = backstay(&["disk", "create", "f.vhd", "--type", "fixed", "--size", "1G"])
+        .current_dir(dir)
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let names = || -> Vec<_> { std::fs::read_dir(dir).unwrap().map(|e| e.unwrap().file_name()).collect() };
+    while names().is_empty() {
+        assert!(child.try_wait().unwrap().is_none_or(|status| status.success()), "it failed");
+        std::thread::yield_now();
+    }
+    let pid = rustix::process::Pid::from_raw(i32::try_from(child.id()).unwrap()).unwrap();
+    let _ = rustix::process::kill_process(pid, rustix::process::Signal::INT);
+    match child.wait().unwrap().code() {
+        Some(130) => assert_eq!(names(), [""; 0]),
+        // It was quicker.
+        Some(0) => assert_eq!(names(), ["f.vhd"]),
+        other => panic!("ended with {other:?}, left {:?}", names()),
+    }
+}
+
+#[test]
+fn nothing_writes_to_a_file_that_a_machine_needs_as_it_is() {
+    let folder = tempfile::tempdir().unwrap();
+    let dir = folder.path();
+    assert!(disk(dir, &["create", "d.vhd", "--size", "8M"]).status.success());
+    let path = dir.canonicalize().unwrap().join("d.vhd");
+    let daemon = FakeDaemon::start(move |_| {
+        let holder = |frozen: bool| json!({"vm": guid(1), "name": "web", "place": "checkpoint 'c'", "open": false, "frozen": frozen});
+        let chain = [json!({"path": path, "kind": "dynamic", "virtual_size": 8 << 20, "file_size": 2048})];
+        Answer::Json(
+            200,
+            json!({"path": path, "size": 8 << 20, "chain": chain, "used_by": [holder(false), holder(true)]}),
+        )
+    });
+    let before = std::fs::read(dir.join("d.vhd")).unwrap();
+    for (args, cure) in [
+        (&["disk", "serve", "d.vhd", "--socket", "s.sock"][..], "--read-only"),
+        (&["disk", "check", "d.vhd", "--repair"], "a copy"),
+    ] {
+        let output = daemon.command(args).current_dir(dir).output().unwrap();
+        assert_eq!(output.status.code(), Some(5), "{args:?}");
+        let words = err(&output);
+        let rule = "'web' (checkpoint 'c') needs d.vhd as it is";
+        assert!(words.contains(rule) && words.contains(cure), "{args:?}: {words}");
+    }
+    assert_eq!(std::fs::read(dir.join("d.vhd")).unwrap(), before);
+    for args in [&["disk", "check", "d.vhd"][..], &["disk", "check", "d.vhd", "--repair", "--dry-run"]] {
+        let output = daemon.command(args).current_dir(dir).output().unwrap();
+        assert_eq!(output.status.code(), Some(0), "{args:?}: {}", err(&output));
+    }
+}
+
+#[test]
 fn a_file_that_a_machine_holds_is_told_by_the_machines_name() {
     let folder = tempfile::tempdir().unwrap();
     let dir = folder.path();

@@ -4,6 +4,7 @@
 
 mod answers;
 mod conventions;
+mod daemon;
 mod disk;
 mod reference;
 mod support;

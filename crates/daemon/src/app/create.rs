@@ -128,8 +128,12 @@ fn describe(creation: &Creation) -> Plan {
     plan
 }
 
-async fn run(app: Arc<App>, context: TaskContext, creation: Creation) -> Done {
+async fn run(app: Arc<App>, context: TaskContext, mut creation: Creation) -> Done {
+    // What was checked before this task began may have been taken by another one.
+    let attaching = app.attaching.lock().await;
     app.inventory.name_is_free(creation.spec.name.as_str(), None)?;
+    id_is_free(&app, creation.spec.id, &creation.layout)?;
+    creation.warnings = check_files(&app, creation.spec.id, &creation.spec.drives, &creation.make).await?;
     for warning in &creation.warnings {
         context.warn(warning.clone());
     }
@@ -146,6 +150,7 @@ async fn run(app: Arc<App>, context: TaskContext, creation: Creation) -> Done {
     .await?;
     let file = machine.config_file.display().to_string();
     app.inventory.put(machine);
+    drop(attaching);
     let what = Happening {
         kind: "vm.created",
         who: &context.who(),

@@ -1,7 +1,7 @@
 //! Drives of a request: where they go, whether their files can be used.
 
 use super::App;
-use super::usage::{same_file, usage};
+use super::usage::{same_file, usage, used_by};
 use crate::disks;
 use crate::failure::Failure;
 use crate::inventory::blocking;
@@ -139,24 +139,26 @@ pub(super) async fn check_files(
     let usage = usage(app, Some((vm, super::usage::Part::Checkpoints))).await?;
     let mut blockers: Vec<Blocker> = Vec::new();
     let mut warnings = Vec::new();
+    if !usage.unknown.is_empty() && drives.iter().any(|d| matches!(d.media, DriveMedia::Disk(_))) {
+        warnings.push(format!(
+            "whether nobody else uses these disks is not sure, because it is not known which files are needed by {}",
+            usage.unknown.join("; ")
+        ));
+    }
     for drive in drives {
         let found = match &drive.media {
             DriveMedia::EmptyOptical => continue,
             DriveMedia::Iso(path) => check_iso(path).map(|()| Vec::new()),
             DriveMedia::Disk(path) if to_make.iter().any(|m| m.path == *path) => continue,
             DriveMedia::Disk(path) => match usage.of(path).first() {
-                Some(holder) => Err(Failure::new(
-                    ProblemCode::InUse,
-                    format!(
-                        "{} is used by '{}' ({}): detach it there, or make a differencing disk of it",
-                        path.display(),
-                        holder.name,
-                        holder.place
-                    ),
-                )),
+                Some(holder) => Err(used_by(path, holder)),
                 None => {
                     let path = same_file(path);
-                    blocking(move || disks::probe(&path).map(|chain| chain.warnings)).await
+                    let probed = blocking(move || disks::probe(&path)).await;
+                    probed.and_then(|chain| match usage.conflict(vm, &chain.files(), None) {
+                        Some(refusal) => Err(refusal),
+                        None => Ok(chain.warnings),
+                    })
                 }
             },
         };

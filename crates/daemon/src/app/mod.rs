@@ -68,6 +68,8 @@ pub struct App {
     pub workers: Workers,
     /// Chains of disks that nobody writes to.
     pub chains: Arc<Chains>,
+    /// Held from the look at who uses which disk to the moment when the machine that got one is known.
+    pub attaching: tokio::sync::Mutex<()>,
     /// What this host can do.
     pub host: Host,
 }

@@ -62,6 +62,7 @@ async fn find_machines(app: &Arc<App>) -> Result<(), Failure> {
     roots.extend(app.store.folders().await.map_err(store_failure)?);
     let mut seen: BTreeMap<VmId, std::path::PathBuf> = BTreeMap::new();
     for root in roots {
+        let registered = root != app.config.state_dir;
         let layout = Layout::new(&root);
         let found =
             blocking(move || scan(&layout).map_err(|e| Failure::file("listing", layout.root(), e))).await;
@@ -77,6 +78,11 @@ async fn find_machines(app: &Arc<App>) -> Result<(), Failure> {
                 continue;
             }
         };
+        if registered && found.machines.is_empty() && found.unreadable.is_empty() {
+            let reason = "no virtual machine is in this registered folder: mount its file system and register it again";
+            app.inventory.set_unreadable(root, Some(reason.into()));
+            continue;
+        }
         for (path, reason) in found.unreadable {
             app.inventory.set_unreadable(path, Some(reason));
         }

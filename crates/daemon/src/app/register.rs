@@ -1,5 +1,6 @@
 //! Bringing back the machines of a folder.
 
+use super::usage::{same_file, usage};
 use super::{Accepted, App, Call, Done};
 use crate::durable;
 use crate::events::Happening;
@@ -8,6 +9,8 @@ use crate::inventory::{Found, Machine, Search, blocking, find_moved, read_machin
 use crate::layout::Layout;
 use crate::tasks::{Hold, TaskContext, TaskSpec, store_failure};
 use backstay_api::{Blocker, ObjectKind, ObjectRef, Plan, ProblemCode, VmRegister};
+use backstay_model::VmId;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -17,7 +20,7 @@ use std::sync::Arc;
 /// `invalid`, `not-found`; `exists` when a machine's GUID or name is taken.
 pub async fn register(app: &Arc<App>, body: VmRegister, call: &Call) -> Result<Accepted, Failure> {
     let found = look(app, &body.path).await?;
-    check(app, &found)?;
+    check(app, &found).await?;
     let plan = describe(app, &found);
     let (id, name) = match found.machines.as_slice() {
         [one] => (Some(one.id.0), one.name().to_string()),
@@ -88,7 +91,7 @@ async fn read(path: &Path) -> Result<Found, Failure> {
     .await
 }
 
-fn check(app: &App, found: &Found) -> Result<(), Failure> {
+async fn check(app: &App, found: &Found) -> Result<(), Failure> {
     let mut blockers = Vec::new();
     let mut say = |code, detail: String, cure: &str| {
         blockers.push(Blocker { code, detail, cure: Some(cure.into()) });
@@ -125,6 +128,7 @@ fn check(app: &App, found: &Found) -> Result<(), Failure> {
             );
         }
     }
+    blockers.extend(disk_conflicts(app, found).await?);
     match blockers.first() {
         None => Ok(()),
         Some(first) => {
@@ -132,6 +136,40 @@ fn check(app: &App, found: &Found) -> Result<(), Failure> {
             Err(Failure::new(code, "the folder cannot be registered").with_blockers(blockers))
         }
     }
+}
+
+/// Disks that another machine, known already or of the same folder, uses too.
+async fn disk_conflicts(app: &App, found: &Found) -> Result<Vec<Blocker>, Failure> {
+    let usage = usage(app, None).await?;
+    let chains = Arc::clone(&app.chains);
+    let tops: Vec<_> = found
+        .machines
+        .iter()
+        .flat_map(|m| m.disks().into_iter().map(|(slot, path)| (m.id, m.name().to_string(), slot, path)))
+        .collect();
+    blocking(move || {
+        let mut blockers = Vec::new();
+        let mut seen: BTreeMap<PathBuf, (VmId, String)> = BTreeMap::new();
+        for (id, name, slot, path) in tops {
+            // One that is missing or damaged is told when the machine is started.
+            let files = chains.files(&path).unwrap_or_else(|_| vec![path.clone()]);
+            let refusal = usage.conflict(id, &files, Some(id));
+            let mut detail = refusal.map(|failure| failure.full_message());
+            if let Some((other, other_name)) = seen.get(&same_file(&path))
+                && *other != id
+            {
+                detail = Some(format!("{} is also the disk of '{other_name}'", path.display()));
+            }
+            seen.entry(same_file(&path)).or_insert_with(|| (id, name.clone()));
+            blockers.extend(detail.map(|detail| Blocker {
+                code: ProblemCode::InUse,
+                detail: format!("'{name}', {slot}: {detail}"),
+                cure: Some("give each machine a disk of its own: two that write to one destroy it".into()),
+            }));
+        }
+        Ok(blockers)
+    })
+    .await
 }
 
 fn describe(app: &App, found: &Found) -> Plan {
@@ -146,8 +184,9 @@ fn describe(app: &App, found: &Found) -> Plan {
 }
 
 async fn run(app: Arc<App>, context: TaskContext, path: PathBuf) -> Done {
+    let _attaching = app.attaching.lock().await;
     let found = look(&app, &path).await?;
-    check(&app, &found)?;
+    check(&app, &found).await?;
     let mut ids = Vec::new();
     for machine in found.machines {
         ids.push(machine.id);
@@ -179,6 +218,7 @@ async fn take_over(app: &Arc<App>, context: &TaskContext, machine: Machine) -> R
     let (id, name) = (machine.id, machine.name().to_string());
     let config_file = machine.config_file.display().to_string();
     app.inventory.set_unreadable(machine.config_file.clone(), None);
+    app.inventory.set_unreadable(machine.layout.root().into(), None);
     app.inventory.put(machine);
     // It stays registered: its next operation tries again, or says what hinders it.
     if let Err(failure) = super::settle::settle_machine(app, id).await {

@@ -1,7 +1,7 @@
 //! Powering a machine on.
 
 use super::settle::settle_before;
-use super::usage::chain_of;
+use super::usage::{chain_of, usage};
 use super::{Accepted, App, Call, Done, check_verb, vm_task};
 use crate::durable;
 use crate::failure::Failure;
@@ -65,24 +65,7 @@ async fn run(app: Arc<App>, context: TaskContext, id: VmId, beginning: Beginning
 
 /// Checks everything that a start needs. All that is wrong is told at once. Returns warnings.
 pub(super) async fn preflight(app: &App, machine: &Machine) -> Result<Vec<String>, Failure> {
-    let mut warnings = Vec::new();
-    let mut blockers = Vec::new();
-    for drive in &machine.spec.drives {
-        let checked = match &drive.media {
-            DriveMedia::EmptyOptical => Ok(()),
-            DriveMedia::Iso(path) => {
-                std::fs::File::open(path).map(drop).map_err(|e| Failure::file("reading", path, e))
-            }
-            DriveMedia::Disk(path) => chain_of(app, path).await.map(|chain| warnings.extend(chain.warnings)),
-        };
-        if let Err(failure) = checked {
-            blockers.push(Blocker {
-                code: failure.code(),
-                detail: format!("{}: {}", drive.slot, failure.full_message()),
-                cure: None,
-            });
-        }
-    }
+    let (mut warnings, mut blockers) = check_drives(app, machine).await?;
     let choice = app.host.accelerator(machine.spec.accel).await?;
     if choice.warning {
         warnings.push(format!("the machine will be slow: {}", choice.reason));
@@ -98,6 +81,41 @@ pub(super) async fn preflight(app: &App, machine: &Machine) -> Result<Vec<String
             Err(Failure::new(code, format!("'{}' cannot be started", machine.name())).with_blockers(blockers))
         }
     }
+}
+
+/// Whether the files are there, whole, and nobody else's. Returns warnings and what stands in the way.
+pub(super) async fn check_drives(
+    app: &App,
+    machine: &Machine,
+) -> Result<(Vec<String>, Vec<Blocker>), Failure> {
+    let usage = usage(app, None).await?;
+    let mut warnings = Vec::new();
+    let mut blockers = Vec::new();
+    for drive in &machine.spec.drives {
+        let checked = match &drive.media {
+            DriveMedia::EmptyOptical => Ok(()),
+            DriveMedia::Iso(path) => {
+                std::fs::File::open(path).map(drop).map_err(|e| Failure::file("reading", path, e))
+            }
+            DriveMedia::Disk(path) => chain_of(app, path).await.and_then(|chain| {
+                match usage.conflict(machine.id, &chain.files(), None) {
+                    Some(refusal) => Err(refusal),
+                    None => {
+                        warnings.extend(chain.warnings);
+                        Ok(())
+                    }
+                }
+            }),
+        };
+        if let Err(failure) = checked {
+            blockers.push(Blocker {
+                code: failure.code(),
+                detail: format!("{}: {}", drive.slot, failure.full_message()),
+                cure: None,
+            });
+        }
+    }
+    Ok((warnings, blockers))
 }
 
 /// A configuration from Hyper-V names no QEMU machine type: the newest one is chosen at its first start and kept.

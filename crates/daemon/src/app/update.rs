@@ -121,11 +121,13 @@ fn differences(old: &VmSpec, new: &VmSpec) -> Vec<String> {
 
 async fn run(app: Arc<App>, context: TaskContext, id: VmId, body: VmUpdate) -> Done {
     let machine = settle_before(&app, &context, id).await?;
+    let attaching = app.attaching.lock().await;
     let change = decide(&app, &machine, &body).await?;
     for warning in &change.warnings {
         context.warn(warning.clone());
     }
     let saved = make_and_save(&app, &machine, &change).await?;
+    drop(attaching);
     let what = Happening {
         kind: "vm.updated",
         who: &context.who(),

@@ -30,6 +30,32 @@ pub(super) struct Usage {
 }
 
 impl Usage {
+    /// The machine, other than `except`, whose Now has the file as a top: it is written to when that machine is on.
+    pub(super) fn writer(&self, path: &Path, except: Option<VmId>) -> Option<&DiskHolder> {
+        self.of(path).iter().find(|holder| !holder.frozen && Some(holder.vm) != except)
+    }
+
+    /// Why `vm` must not have a chain of files, the top first: another machine needs the top, or writes to what is below
+    /// it. Tops of `except` may be below it.
+    pub(super) fn conflict(&self, vm: VmId, files: &[PathBuf], except: Option<VmId>) -> Option<Failure> {
+        let (top, parents) = files.split_first()?;
+        if let Some(holder) = self.of(top).iter().find(|holder| holder.vm != vm) {
+            return Some(used_by(top, holder));
+        }
+        let below = parents.iter().find_map(|file| self.writer(file, except).map(|holder| (file, holder)));
+        let (file, holder) = below?;
+        let words = format!(
+            "{}, a parent of {}, is the disk that '{name}' writes to ({}), and what is written to a parent destroys its \
+             children: take a checkpoint of '{name}' first, after which it writes elsewhere, or copy the parent with \
+             `backstay disk convert` and make a differencing disk of the copy",
+            file.display(),
+            top.display(),
+            holder.place,
+            name = holder.name
+        );
+        Some(Failure::new(ProblemCode::InUse, words))
+    }
+
     /// Who uses a file.
     pub(super) fn of(&self, path: &Path) -> &[DiskHolder] {
         self.files.get(&same_file(path)).map_or(&[], Vec::as_slice)
@@ -44,9 +70,25 @@ impl Usage {
         for (depth, file) in files.iter().enumerate() {
             let place =
                 if depth == 0 { holder.place.clone() } else { format!("{}, below its top", holder.place) };
-            self.files.entry(same_file(file)).or_default().push(DiskHolder { place, ..holder.clone() });
+            let frozen = holder.frozen || depth > 0;
+            self.files.entry(same_file(file)).or_default().push(DiskHolder {
+                place,
+                frozen,
+                ..holder.clone()
+            });
         }
     }
+}
+
+/// The refusal of a file that somebody uses.
+pub(super) fn used_by(path: &Path, holder: &DiskHolder) -> Failure {
+    let words = format!(
+        "{} is used by '{}' ({}): detach it there, or make a differencing disk of it",
+        path.display(),
+        holder.name,
+        holder.place
+    );
+    Failure::new(ProblemCode::InUse, words)
 }
 
 /// Which part of a machine's files counts.
@@ -64,14 +106,45 @@ pub(super) enum Part {
 struct Top {
     path: PathBuf,
     holder: DiskHolder,
-    /// Its chain, where a worker told it.
-    live: Option<Vec<PathBuf>>,
+    /// What the machine's worker has open; none: nobody may be writing.
+    live: Option<Arc<Vec<DiskStatus>>>,
+}
+
+impl Top {
+    /// The files of its chain.
+    fn files(&self, chains: &Chains) -> Result<Vec<PathBuf>, Failure> {
+        let Some(live) = &self.live else { return chains.files(&self.path) };
+        let wanted = same_file(&self.path);
+        for disk in live.iter() {
+            if let Some(at) = disk.chain.iter().position(|file| same_file(file) == wanted) {
+                // A checkpoint that is being taken has put a layer above the one that the configuration names.
+                let from = if self.holder.frozen { at } else { 0 };
+                return Ok(disk.chain.get(from..).unwrap_or_default().to_vec());
+            }
+        }
+        if self.holder.frozen {
+            return chains.files(&self.path);
+        }
+        // A look would lock the file, and the worker that is about to open it would be refused.
+        chains.remembered(&self.path).ok_or_else(|| {
+            Failure::new(ProblemCode::InUse, "the machine is on and does not tell: ask again in a moment")
+        })
+    }
 }
 
 /// Looks through all machines. `part` says what of `special` counts.
 pub(super) async fn usage(app: &App, special: Option<(VmId, Part)>) -> Result<Usage, Failure> {
+    let machines = app.inventory.all();
+    let live = futures_util::future::join_all(machines.iter().map(|machine| async {
+        match machine.state.is_active() {
+            true => Some(Arc::new(worker_disks(app, machine.id).await)),
+            false => None,
+        }
+    }))
+    .await;
     let mut tops = Vec::new();
-    for machine in app.inventory.all() {
+    let mut unknown = unreadable(app).await?;
+    for (machine, live) in machines.into_iter().zip(live) {
         let part = match special {
             Some((id, part)) if id == machine.id => part,
             _ => Part::All,
@@ -79,7 +152,8 @@ pub(super) async fn usage(app: &App, special: Option<(VmId, Part)>) -> Result<Us
         if part == Part::Nothing {
             continue;
         }
-        let live = if machine.state.is_active() { worker_disks(app, machine.id).await } else { Vec::new() };
+        // Machines of one folder have the same ones.
+        unknown.extend(machine.problems.iter().cloned());
         let now = machine.disks().into_iter().map(|(slot, path)| (path, slot.to_string(), true));
         let then = machine.disk_places().into_iter().skip(machine.disks().len()).map(|(f, p)| (f, p, false));
         for (path, place, is_now) in now.chain(then) {
@@ -91,29 +165,51 @@ pub(super) async fn usage(app: &App, special: Option<(VmId, Part)>) -> Result<Us
                 name: machine.name().to_string(),
                 place,
                 open: machine.state.is_active(),
+                frozen: !is_now,
             };
-            let live = live.iter().find(|d| d.chain.first() == Some(&path)).map(|d| d.chain.clone());
-            tops.push(Top { path, holder, live });
+            tops.push(Top { path, holder, live: live.clone() });
         }
     }
     let chains = Arc::clone(&app.chains);
-    blocking(move || Ok(look_through(&chains, tops))).await
+    blocking(move || {
+        let mut usage = look_through(&chains, tops);
+        usage.unknown.extend(unknown);
+        Ok(usage)
+    })
+    .await
+}
+
+/// Configurations that are there and cannot be read: nobody knows which files they name.
+async fn unreadable(app: &App) -> Result<BTreeSet<String>, Failure> {
+    let files = app.inventory.unreadable_files();
+    let (there, gone): (Vec<_>, Vec<_>) =
+        blocking(move || Ok(files.into_iter().partition(|(path, _)| !was_moved_away(path)))).await?;
+    for (path, _) in gone {
+        app.inventory.set_unreadable(path, None);
+    }
+    Ok(there.into_iter().map(|(path, reason)| format!("{} ({reason})", path.display())).collect())
+}
+
+/// Whether a configuration is not in its folder any more, which is there: somebody cleared up.
+fn was_moved_away(file: &Path) -> bool {
+    let is_config = file.extension().is_some_and(|e| e.eq_ignore_ascii_case("xml"));
+    is_config && file.parent().is_some_and(Path::is_dir) && matches!(file.try_exists(), Ok(false))
 }
 
 fn look_through(chains: &Chains, tops: Vec<Top>) -> Usage {
     let mut usage = Usage::default();
     chains.keep(&tops.iter().map(|top| top.path.clone()).collect());
-    for Top { path, holder, live } in tops {
-        match live.map_or_else(|| chains.files(&path), Ok) {
-            Ok(files) => usage.add(&files, &holder),
+    for top in tops {
+        match top.files(chains) {
+            Ok(files) => usage.add(&files, &top.holder),
             Err(error) => {
                 usage.unknown.push(format!(
                     "{} of '{}': {}",
-                    path.display(),
-                    holder.name,
+                    top.path.display(),
+                    top.holder.name,
                     error.full_message()
                 ));
-                usage.add(&[path], &holder);
+                usage.add(&[top.path], &top.holder);
             }
         }
     }
@@ -241,3 +337,6 @@ pub async fn disk_file(app: &App, path: &Path) -> Result<DiskFile, Failure> {
         },
     })
 }
+
+#[cfg(test)]
+mod tests;

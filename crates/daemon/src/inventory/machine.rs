@@ -27,6 +27,8 @@ pub struct Machine {
     pub generation: Generation,
     /// What deserves attention.
     pub warnings: Arc<Vec<String>>,
+    /// Files that could not be read and may belong to its checkpoints: which disks they need is not known.
+    pub problems: Arc<Vec<String>>,
     /// Its checkpoints.
     pub checkpoints: Arc<CheckpointTree>,
     /// What it does.

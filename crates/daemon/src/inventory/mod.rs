@@ -133,8 +133,13 @@ impl Inventory {
     /// Configurations that could not be read, as one line each.
     #[must_use]
     pub fn unreadable(&self) -> Vec<String> {
-        let lines = self.unreadable.read().unwrap_or_else(PoisonError::into_inner);
-        lines.iter().map(|(path, reason)| format!("{}: {reason}", path.display())).collect()
+        self.unreadable_files().iter().map(|(path, reason)| format!("{}: {reason}", path.display())).collect()
+    }
+
+    /// Configurations and folders that could not be read, each with its reason.
+    #[must_use]
+    pub fn unreadable_files(&self) -> BTreeMap<PathBuf, String> {
+        self.unreadable.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Notes a configuration that could not be read, or (with none) that it can be again.
@@ -190,9 +195,9 @@ impl Inventory {
             set_generation(&mut config, former.generation.next());
             durable::replace(&former.config_file, &config.to_bytes())
                 .map_err(|e| Failure::file("writing the configuration", &former.config_file, e))?;
-            let (tree, problems) =
+            let checkpoints =
                 scan::read_checkpoints(&former.layout, former.id, &config, Search::Moved(&others));
-            Ok(scan::assemble(&former.layout, &former.config_file, config, tree, problems))
+            Ok(scan::assemble(&former.layout, &former.config_file, config, checkpoints, Vec::new()))
         })
         .await?;
         self.put(saved);

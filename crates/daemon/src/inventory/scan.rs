@@ -81,21 +81,20 @@ fn xml_files(folder: &Path) -> io::Result<Vec<PathBuf>> {
 pub fn read_machine(layout: &Layout, file: &Path) -> Result<Machine, String> {
     let config = read_config(file)?;
     let id = config.id().ok_or("it names no machine GUID (properties/global_id)")?;
-    let (tree, problems) = read_checkpoints(layout, id, &config, Search::Nowhere);
-    Ok(assemble(layout, file, config, tree, problems))
+    let checkpoints = read_checkpoints(layout, id, &config, Search::Nowhere);
+    Ok(assemble(layout, file, config, checkpoints, Vec::new()))
 }
 
 /// The machine with the files that moved along with its folder; as it was if none did.
 pub fn find_moved(machine: Machine, search: Search<'_>) -> Machine {
     let mut config = (*machine.config).clone();
-    let mut warnings = relocate(&mut config, &machine.layout, search);
+    let told = relocate(&mut config, &machine.layout, search);
     let there = machine.disk_places().iter().all(|(file, _)| file.exists());
     if config == *machine.config && there {
         return machine;
     }
-    let (tree, problems) = read_checkpoints(&machine.layout, machine.id, &config, search);
-    warnings.extend(problems);
-    assemble(&machine.layout, &machine.config_file, config, tree, warnings)
+    let checkpoints = read_checkpoints(&machine.layout, machine.id, &config, search);
+    assemble(&machine.layout, &machine.config_file, config, checkpoints, told)
 }
 
 /// Puts a machine together.
@@ -103,9 +102,10 @@ pub fn assemble(
     layout: &Layout,
     file: &Path,
     config: VmConfig,
-    tree: CheckpointTree,
+    (tree, problems): (CheckpointTree, Vec<String>),
     mut warnings: Vec<String>,
 ) -> Machine {
+    warnings.extend(problems.iter().cloned());
     let (spec, told) = config.spec();
     warnings.extend(told.iter().map(|w| chain(w)));
     for step in config.kept_layers() {
@@ -123,6 +123,7 @@ pub fn assemble(
         config: Arc::new(config),
         spec: Arc::new(spec),
         warnings: Arc::new(warnings),
+        problems: Arc::new(problems),
         checkpoints: Arc::new(tree),
         state: VmState::Off,
         reason: None,
@@ -181,7 +182,11 @@ pub fn read_checkpoints(
             }
             Ok(None) => {}
             // Whose it is cannot be told; it is shown with the folder, once, by the scan of unreadable files.
-            Err(reason) => problems.push(format!("{} cannot be read: {reason}", file.display())),
+            Err(reason) => problems.push(format!(
+                "{} cannot be read ({reason}), so which disks it needs is not known: repair it or move it away, and register \
+                 the folder again",
+                file.display()
+            )),
         }
     }
     match CheckpointTree::new(checkpoints, config.now_parent()) {

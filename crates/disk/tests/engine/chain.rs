@@ -10,11 +10,13 @@ use backstay_disk::{
 };
 use std::{
     ffi::OsStr,
+    fs::File,
     io::{BufRead, BufReader, Read},
     os::unix::{ffi::OsStrExt, fs::MetadataExt},
     path::{Path, PathBuf},
     process::{Child, Stdio},
     sync::Arc,
+    time::{Duration, SystemTime},
 };
 
 const SIZE: u64 = 2 << 20;
@@ -124,6 +126,33 @@ fn layers_may_have_different_block_sizes() {
         if have("7zz") {
             assert_same(&seven_zip(&top), &model, &format!("7-Zip, layer {level}"));
         }
+    }
+}
+
+#[test]
+fn a_parent_that_was_changed_after_its_child_was_made_is_told() {
+    let folder = folder();
+    let (parent, child) = (folder.path().join("parent.vhd"), folder.path().join("child.vhd"));
+    make(&parent, &NewDisk::Dynamic { size: SIZE, block_size: 512 << 10 });
+    // A time of which no other step can be the cause.
+    let past = SystemTime::now() - Duration::from_secs(1000);
+    let touch = |time| File::options().write(true).open(&parent).unwrap().set_modified(time).unwrap();
+    touch(past);
+    make(&child, &NewDisk::Differencing { parent: parent.clone(), block_size: 512 << 10 });
+    let warnings = || {
+        let disk = open(&child, DiskOptions::read_only());
+        disk.warnings().iter().map(ToString::to_string).collect::<Vec<_>>()
+    };
+    assert_eq!(warnings(), [""; 0]);
+    let disk = open(&parent, with_shadow(folder.path()));
+    disk.write(0, &stamp(0, SECTOR, 1)).unwrap();
+    disk.close().unwrap();
+    let told = warnings();
+    assert!(told.len() == 1 && told[0].contains("was changed or copied after"), "{told:?}");
+    touch(past);
+    assert_eq!(warnings(), [""; 0], "the time is all that tells it");
+    if have("7zz") {
+        assert_same(&seven_zip(&child), &read_all(&open(&child, DiskOptions::read_only())), "7-Zip");
     }
 }
 

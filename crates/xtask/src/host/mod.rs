@@ -8,6 +8,7 @@ mod machine;
 use crate::{guest as images, root, target};
 use anyhow::{Context, Result, bail};
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 /// The demo's name.
@@ -64,6 +65,8 @@ pub fn run() -> Result<()> {
     for folder in [&host.home, &host.state(), &host.run, &PathBuf::from("/run/backstay")] {
         fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
     }
+    // As the package has it: guests' disks and memory are nobody else's business, but QEMU's user goes through to its own.
+    fs::set_permissions(host.state(), fs::Permissions::from_mode(0o711))?;
     machine::create_user()?;
     machine::open_userfaultfd()?;
     let settings = host.settings()?;

@@ -72,6 +72,10 @@ fn here(context: &Context, args: &CheckArgs) -> anyhow::Result<Option<DiskCheck>
         context.note("a raw disk has no structure that could be damaged");
         return Ok(None);
     }
+    if args.repair && !args.dry_run {
+        let cure = "repair a copy and put that in its place while the machine is off";
+        in_use::refuse_frozen(context, &args.path, cure)?;
+    }
     let file = OneFile::open(&args.path, args.repair && !args.dry_run)?;
     let storage: &dyn Storage = file.file.as_ref();
     let options = file.vhd_options();

@@ -2,6 +2,7 @@
 
 use super::create::{Kind, block_size};
 use super::files::{FileFormat, FormatArgs, format_of};
+use super::interrupt::cancellable;
 use crate::context::Context;
 use crate::exit::Fail;
 use crate::output;
@@ -12,9 +13,7 @@ use backstay_disk::{ConvertError, ConvertRequest, ConvertTo, Disk, DiskFormat, c
 use backstay_model::ByteSize;
 use clap::{Args, ValueHint};
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
-use tokio::signal::unix::{SignalKind, signal};
 
 /// Arguments.
 #[derive(Debug, Args)]
@@ -69,22 +68,14 @@ pub fn run(context: &Context, args: &ConvertArgs) -> anyhow::Result<()> {
     if args.dry_run {
         return plan(&request);
     }
-    let cancel = AtomicBool::new(false);
     let begun = Instant::now();
-    let report = std::thread::scope(|scope| {
-        let (done, finished) = tokio::sync::oneshot::channel::<()>();
-        let (ready, watching) = std::sync::mpsc::channel::<()>();
-        scope.spawn(|| watch_for_interrupt(finished, ready, &cancel));
-        // A signal that came before it is watched for would leave the half-made file.
-        let _ = watching.recv();
+    let report = cancellable(|cancel| {
         let bar = Progress::bytes(context, 0, "converting");
         let progress = |now: backstay_disk::Progress| {
             bar.set_total(now.total);
             bar.set(now.done, "");
         };
-        let report = convert(&HostFs::shared(), &request, &progress, &cancel);
-        drop(done);
-        report
+        convert(&HostFs::shared(), &request, &progress, cancel)
     });
     let report = match report {
         Err(ConvertError::Cancelled { .. }) => {
@@ -104,29 +95,6 @@ pub fn run(context: &Context, args: &ConvertArgs) -> anyhow::Result<()> {
         output::duration(took)
     ));
     Ok(())
-}
-
-/// Sets `cancel` on Ctrl-C or a request to end, until the other end of `finished` is dropped. Drops `ready` when signals
-/// are watched for.
-fn watch_for_interrupt(
-    finished: tokio::sync::oneshot::Receiver<()>,
-    ready: std::sync::mpsc::Sender<()>,
-    cancel: &AtomicBool,
-) {
-    let Ok(runtime) = tokio::runtime::Builder::new_current_thread().enable_all().build() else { return };
-    runtime.block_on(async {
-        let (Ok(mut interrupt), Ok(mut terminate)) =
-            (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))
-        else {
-            return;
-        };
-        drop(ready);
-        tokio::select! {
-            _ = finished => {}
-            _ = interrupt.recv() => cancel.store(true, Ordering::Relaxed),
-            _ = terminate.recv() => cancel.store(true, Ordering::Relaxed),
-        }
-    });
 }
 
 fn plan(request: &ConvertRequest) -> anyhow::Result<()> {

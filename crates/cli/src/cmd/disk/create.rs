@@ -1,6 +1,7 @@
 //! `disk create`
 
 use super::files::{FileFormat, format_of, options};
+use super::interrupt::cancellable;
 use crate::context::Context;
 use crate::exit::Fail;
 use crate::output;
@@ -95,7 +96,7 @@ pub fn run(context: &Context, args: &CreateArgs) -> anyhow::Result<()> {
     if args.dry_run {
         return output::print(&plan.to_string());
     }
-    plan.execute(&fs)?;
+    cancellable(|cancel| plan.execute_unless(&fs, cancel))?;
     context.note(format!("{} is made", args.path.display()));
     Ok(())
 }

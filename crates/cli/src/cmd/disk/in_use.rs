@@ -24,6 +24,20 @@ pub fn ask(context: &Context, path: &Path) -> Option<DiskFile> {
     (!file.used_by.is_empty()).then_some(file)
 }
 
+/// Refuses to write to a file whose content a machine needs as it is, where a daemon knows of one.
+pub fn refuse_frozen(context: &Context, path: &Path, cure: &str) -> anyhow::Result<()> {
+    let frozen = ask(context, path).and_then(|file| file.used_by.into_iter().find(|holder| holder.frozen));
+    match frozen {
+        None => Ok(()),
+        Some(holder) => Err(Fail::conflict(format!(
+            "virtual machine '{}' ({}) needs {} as it is, so nothing may write to it: {cure}",
+            holder.name,
+            holder.place,
+            path.display()
+        ))),
+    }
+}
+
 /// The daemon's answer about a file that a machine has locked; the refusal where nobody can answer.
 pub fn from_daemon<T>(
     context: &Context,

@@ -6,6 +6,7 @@ mod create;
 mod files;
 mod in_use;
 mod info;
+mod interrupt;
 mod map;
 mod serve;
 

@@ -1,6 +1,7 @@
 //! `disk serve`
 
 use super::files::{FormatArgs, options};
+use super::in_use::refuse_frozen;
 use crate::context::Context;
 use crate::exit::Fail;
 use anyhow::Context as _;
@@ -43,6 +44,9 @@ pub struct ServeArgs {
 
 /// Runs it.
 pub fn run(context: &Context, args: &ServeArgs) -> anyhow::Result<()> {
+    if !args.read_only {
+        refuse_frozen(context, &args.path, "serve it with --read-only, or a differencing disk of it")?;
+    }
     context.block_on(async {
         // Before the socket exists: whoever sees it may send a signal at once.
         let mut terminate = signal(SignalKind::terminate())?;
