@@ -33,6 +33,7 @@ mod error;
 pub mod fs;
 mod inspect;
 mod layer;
+mod merge;
 pub mod nbd;
 mod options;
 mod parent;
@@ -58,6 +59,9 @@ pub use create::{CreateError, DEFAULT_BLOCK_SIZE, Identity, NewDisk, NewDiskPlan
 pub use disk::{CloseError, Disk, LayerInfo};
 pub use error::OpenError;
 pub use inspect::{MapError, check_file, map_file};
+pub use merge::{
+    MergeControl, MergeError, MergeProgress, MergeStep, Merged, ReparentError, merge_offline, reparent,
+};
 pub use options::{DiskFormat, DiskOptions};
 pub use seams::{ChangedRanges, WriteGate};
 pub use served::{DiskRange, FileRange};

@@ -75,6 +75,12 @@ pub enum SwitchError {
         /// Top of the chain.
         path: PathBuf,
     },
+    /// Its layers are being moved.
+    #[error("the top layer of {} is being merged into its parent; cancel that first, it can go on later", path.display())]
+    Merging {
+        /// Top of the chain.
+        path: PathBuf,
+    },
     /// The layer below cannot be written to by this process.
     #[error("{} was not put on by this process, or has no parent, so it cannot be taken off while the disk is open", path.display())]
     NotSwitched {
