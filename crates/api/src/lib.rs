@@ -6,6 +6,7 @@
 
 mod checkpoint;
 mod client;
+mod clone;
 mod disk;
 mod event;
 mod host;
@@ -23,6 +24,7 @@ pub use client::{
     CallOptions, Client, ClientError, ConsoleKind, ConsoleStream, EventFilter, EventStream, Outcome,
     TaskFilter,
 };
+pub use clone::{VmClone, VmTemplate};
 pub use disk::{
     DiskCheck, DiskFile, DiskFinding, DiskHolder, DiskLayer, DiskList, DiskMap, DiskMapQuery, DiskQuery,
     DiskRange, DiskStats, VmDisk,

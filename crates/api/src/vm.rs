@@ -71,6 +71,9 @@ pub struct Vm {
     /// The folder that holds `Virtual Machines` and `Snapshots` of this machine.
     #[schema(value_type = String)]
     pub folder: PathBuf,
+    /// Whether it is a template: cloned, and never started or changed.
+    #[serde(default)]
+    pub template: bool,
     /// How many checkpoints it has.
     pub checkpoints: u32,
     /// The checkpoint Now continues from.

@@ -3,10 +3,11 @@
 use crate::failure::Failure;
 use backstay_api::{DiskLayer, DiskType, ProblemCode};
 use backstay_disk::{
-    CreateError, DEFAULT_BLOCK_SIZE, Disk, DiskFormat, DiskOptions, Identity, LayerInfo, NewDisk, OpenError,
-    create_disk, fs,
+    ConvertError, ConvertRequest, ConvertTo, CreateError, DEFAULT_BLOCK_SIZE, Disk, DiskFormat, DiskOptions,
+    Identity, LayerInfo, NewDisk, OpenError, Progress, convert, create_disk, fs,
 };
 use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
 
 /// A chain as it was found.
 #[derive(Clone, Debug)]
@@ -92,7 +93,7 @@ pub fn open_failure(error: OpenError) -> Failure {
         OpenError::NotFound { .. } => (ProblemCode::NotFound, "a disk is missing"),
         OpenError::InUse { .. } => (ProblemCode::InUse, "a disk is in use"),
         OpenError::Io { source, .. } if source.kind() == std::io::ErrorKind::PermissionDenied => {
-            (ProblemCode::Denied, "a disk may not be read")
+            (ProblemCode::Denied, "a disk may not be opened")
         }
         _ => (ProblemCode::Damaged, "a disk cannot be used"),
     };
@@ -121,4 +122,54 @@ fn create_failure(error: CreateError) -> Failure {
 #[must_use]
 pub fn is_raw_name(path: &Path) -> bool {
     DiskFormat::of_name(path) == Some(DiskFormat::Raw)
+}
+
+/// Puts into a disk and its parents what a process that died left beside them; nobody may have it open.
+///
+/// # Errors
+/// As opening it for writing.
+pub fn settle(path: &Path) -> Result<(), Failure> {
+    let options = DiskOptions { runtime_dir: DiskOptions::default_runtime_dir(), ..DiskOptions::default() };
+    backstay_disk::settle_parents(&fs::HostFs::shared(), path, &options).map_err(open_failure)?;
+    let disk = Disk::open(path, options).map_err(open_failure)?;
+    disk.close().map_err(|error| Failure::because(ProblemCode::Internal, "closing a disk failed", error))
+}
+
+/// The form of a copy of a disk: that of the first file of its chain.
+///
+/// # Errors
+/// As [`probe`].
+pub fn form_of(path: &Path) -> Result<ConvertTo, Failure> {
+    let disk = Disk::open(path, look_options()).map_err(open_failure)?;
+    let layers = disk.chain();
+    let _ = disk.close();
+    Ok(match layers.last().and_then(|layer| layer.image.as_ref()) {
+        None => ConvertTo::Raw,
+        Some(image) if image.disk_type.to_string().eq_ignore_ascii_case("fixed") => ConvertTo::Fixed,
+        Some(_) => ConvertTo::Dynamic { block_size: DEFAULT_BLOCK_SIZE },
+    })
+}
+
+/// Copies the content of a disk, read through its whole chain, into a new file. `progress` gets bytes done.
+///
+/// # Errors
+/// `exists`, `in-use`, `damaged`, `no-space`, `cancelled`; no file is left.
+pub fn copy(
+    from: &Path,
+    to: &Path,
+    form: ConvertTo,
+    progress: &(dyn Fn(u64) + Sync),
+    cancel: &AtomicBool,
+) -> Result<(), Failure> {
+    let request =
+        ConvertRequest { options: look_options(), ..ConvertRequest::new(from.into(), to.into(), form) };
+    let report = |at: Progress| progress(at.done);
+    match convert(&fs::HostFs::shared(), &request, &report, cancel) {
+        Ok(_) => Ok(()),
+        Err(ConvertError::Source(error)) => Err(open_failure(error)),
+        Err(ConvertError::Target(error)) => Err(create_failure(error)),
+        Err(ConvertError::Cancelled { .. }) => Err(crate::tasks::cancelled()),
+        Err(ConvertError::Write { path, source }) => Err(Failure::file("writing", &path, source)),
+        Err(error) => Err(Failure::because(ProblemCode::Damaged, "a disk cannot be copied", error)),
+    }
 }

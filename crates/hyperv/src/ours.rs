@@ -1,15 +1,18 @@
 //! Our own data: the node `<backstay>` of the root.
 
 use crate::config::{VmConfig, check_text, path_text};
+use crate::devices::BIOS;
 use crate::error::ApplyError;
 use crate::tree::{Element, Value};
 use backstay_model::{Checkpoint, CheckpointDisk, CheckpointId, DriveSlot, MemoryMethod};
 use std::path::PathBuf;
+use uuid::Uuid;
 
 const NOW_PARENT: &str = "backstay/now/parent";
 const PENDING: &str = "backstay/pending";
 const KEPT: &str = "backstay/kept_layers";
 const META: &str = "backstay/checkpoint";
+const TEMPLATE: &str = "backstay/template";
 
 /// One disk's step from a file that becomes read-only onto a new one above it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -60,6 +63,15 @@ fn method_text(method: MemoryMethod) -> &'static str {
     }
 }
 
+/// A serial number as Hyper-V makes them: `1234-5678-9012-3456-7890-1234-56`.
+fn serial_number(unique: Uuid) -> String {
+    let digits = format!("{:039}", unique.as_u128());
+    let tail = digits.get(13..).unwrap_or(&digits);
+    let groups: Vec<&str> =
+        (0..tail.len()).step_by(4).filter_map(|at| tail.get(at..tail.len().min(at + 4))).collect();
+    groups.join("-")
+}
+
 fn method_from(text: &str) -> Option<MemoryMethod> {
     match text {
         "background" => Some(MemoryMethod::Background),
@@ -103,6 +115,54 @@ fn read_steps(parent: &Element) -> Vec<LayerStep> {
 }
 
 impl VmConfig {
+    /// Whether this machine is a template: it is cloned, and never started or changed.
+    #[must_use]
+    pub fn is_template(&self) -> bool {
+        self.root.boolean(TEMPLATE).unwrap_or(false)
+    }
+
+    /// Makes it a template, or a machine again.
+    pub fn set_template(&mut self, template: bool) {
+        if template {
+            self.root.set(TEMPLATE, &Value::Bool(true));
+        } else {
+            self.root.remove(TEMPLATE);
+        }
+    }
+
+    /// The configuration that a clone begins with: settings and hardware, Hyper-V's own included, without what belongs to
+    /// the life of one machine. Serial numbers become digits of `unique`; GUIDs, addresses and files are the caller's to
+    /// set with [`VmConfig::apply_spec`]. `created` is a FILETIME.
+    #[must_use]
+    pub fn for_clone(&self, unique: Uuid, created: u64) -> Self {
+        let mut clone = self.clone();
+        let root = &mut clone.root;
+        let kept = ["accelerator", "machine_type", "nics", "virtio"];
+        let ours: Vec<String> = root
+            .at("backstay")
+            .into_iter()
+            .flat_map(Element::children)
+            .map(|e| e.name().to_owned())
+            .collect();
+        for name in ours.iter().filter(|name| !kept.contains(&name.as_str())) {
+            root.remove(&format!("backstay/{name}"));
+        }
+        root.remove("savedstate");
+        let flag = "global_settings/disk_merge_pending";
+        if root.boolean(flag).is_some() {
+            root.set(flag, &Value::Bool(false));
+        }
+        root.set("properties/creation_time", &Value::Bytes(created.to_le_bytes().to_vec()));
+        for leaf in ["base_board/serial_number", "bios_serial_number", "chassis/serial_number"] {
+            let path = format!("{BIOS}/{leaf}");
+            // One that Hyper-V never gave stays empty.
+            if root.string(&path).is_some_and(|serial| !serial.is_empty()) {
+                root.set_str(&path, &serial_number(unique));
+            }
+        }
+        clone
+    }
+
     /// The checkpoint that Now continues from.
     #[must_use]
     pub fn now_parent(&self) -> Option<CheckpointId> {

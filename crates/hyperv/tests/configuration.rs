@@ -2,13 +2,14 @@
 
 #![expect(clippy::unwrap_used, reason = "a panic in a test is its report")]
 
-use backstay_hyperv::{ApplyError, ParseError, Value, VmConfig, Warning, unix_ms_from_filetime};
+use backstay_hyperv::{ApplyError, Element, ParseError, Value, VmConfig, Warning, unix_ms_from_filetime};
 use backstay_model::{
     BootDevice, DriveMedia, DriveSlot, DriveSpec, HostStartAction, HostStopAction, MacAddress, NicAttachment,
     RecoveryAction, VirtualHardware, VmName,
 };
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use uuid::Uuid;
 
 const SAMPLE: &[u8] = include_bytes!("data/sample-utf16.xml");
 
@@ -156,6 +157,34 @@ fn a_drive_gets_another_file_and_keeps_the_rest() {
     for empty in ["ide:0:1", "scsi:1:0", "virtio:0"] {
         let slot = empty.parse().unwrap();
         assert_eq!(config.set_drive_path(slot, Path::new("/x")), Err(ApplyError::NoDrive(slot)));
+    }
+}
+
+#[test]
+fn a_clone_keeps_settings_and_nothing_of_the_life_of_its_source() {
+    let Some(bytes) = fixture() else { return };
+    let mut source = VmConfig::parse(&bytes).unwrap();
+    let machine_type = Value::String("pc-i440fx-10.0".into());
+    for path in ["backstay/machine_type", "backstay/home", "backstay/from_the_future", "backstay/now/parent"]
+    {
+        source.set(path, &machine_type).unwrap();
+    }
+    source.set_template(true);
+    assert!(source.is_template());
+    let serial = |config: &VmConfig| {
+        let node =
+            config.get("_ac6b8dc1-3257-4a70-b1b2-a9c9215659ad_/bios_serial_number").and_then(Element::value);
+        node.map(|value| value.text()).unwrap_or_default()
+    };
+    let clone = source.for_clone(Uuid::from_u128(u128::MAX), 7);
+    assert!(!clone.is_template() && clone.created() == Some(7));
+    let ours: Vec<_> = clone.get("backstay").unwrap().children().map(Element::name).collect();
+    assert_eq!(ours, ["machine_type"]);
+    assert_eq!(clone.spec().0, source.spec().0, "identity and files are for the caller to change");
+    if !serial(&source).is_empty() {
+        assert_ne!(serial(&source), serial(&clone));
+        let groups: Vec<_> = serial(&clone).split('-').map(str::len).collect();
+        assert_eq!(groups, [4, 4, 4, 4, 4, 4, 2], "{}", serial(&clone));
     }
 }
 

@@ -7,13 +7,13 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// A small file system of its own.
-struct Small {
+pub(crate) struct Small {
     at: tempfile::TempDir,
 }
 
 impl Small {
     /// `None` (and a printed line) where mounting is not allowed.
-    fn mount(size: &str) -> Option<Self> {
+    pub(crate) fn mount(size: &str) -> Option<Self> {
         let at = tempfile::Builder::new().prefix("bs-small-").tempdir().unwrap();
         let options = format!("size={size}");
         let mounted =
@@ -23,6 +23,10 @@ impl Small {
         }
         println!("skipped: mounting a small file system needs root");
         None
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        self.at.path()
     }
 
     /// Fills it up but for a little that the database needs; removing the returned file makes room again.

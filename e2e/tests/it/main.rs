@@ -6,6 +6,7 @@
 mod bad_input;
 mod cancel;
 mod checkpoint;
+mod clone;
 mod full_disk;
 mod held_disks;
 mod kill_checkpoint;

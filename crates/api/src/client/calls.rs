@@ -3,8 +3,8 @@
 use super::{CallOptions, Client, ClientError, EventFilter, Outcome, TaskFilter};
 use crate::{
     CheckpointApply, CheckpointCreate, CheckpointList, DiskCheck, DiskFile, DiskList, DiskMap, DiskMapQuery,
-    DiskQuery, EventList, HostInfo, Task, TaskList, TaskWaitQuery, Vm, VmCreate, VmDelete, VmList, VmQuery,
-    VmRegister, VmRename, VmStart, VmUpdate,
+    DiskQuery, EventList, HostInfo, Task, TaskList, TaskWaitQuery, Vm, VmClone, VmCreate, VmDelete, VmList,
+    VmQuery, VmRegister, VmRename, VmStart, VmTemplate, VmUpdate,
 };
 use backstay_model::{CheckpointId, TaskId, VmId};
 use reqwest::Method;
@@ -75,6 +75,32 @@ impl Client {
     ) -> Result<Outcome, ClientError> {
         let options = CallOptions { dry_run: false, ..options.clone() };
         self.call(Method::DELETE, &["vms", &vm.to_string()]).query(query).change(NOTHING, &options).await
+    }
+
+    /// Makes a machine from another one.
+    ///
+    /// # Errors
+    /// `invalid`, `exists`, `precondition`, `in-use`, `no-space`, `cancelled`.
+    pub async fn clone_vm(
+        &self,
+        vm: VmId,
+        body: &VmClone,
+        options: &CallOptions,
+    ) -> Result<Outcome, ClientError> {
+        self.call(Method::POST, &["vms", &vm.to_string(), "clone"]).change(Some(body), options).await
+    }
+
+    /// Makes it a template, or a machine like any other again.
+    ///
+    /// # Errors
+    /// `precondition`, `in-use`, `busy`.
+    pub async fn set_template(
+        &self,
+        vm: VmId,
+        body: &VmTemplate,
+        options: &CallOptions,
+    ) -> Result<Outcome, ClientError> {
+        self.call(Method::POST, &["vms", &vm.to_string(), "template"]).change(Some(body), options).await
     }
 
     /// Changes the display name.

@@ -84,7 +84,7 @@ async fn decide(app: &App, body: VmCreate) -> Result<Creation, Failure> {
     Ok(Creation { spec, make: placed.make, layout, warnings })
 }
 
-fn id_is_free(app: &App, id: VmId, layout: &Layout) -> Result<(), Failure> {
+pub(super) fn id_is_free(app: &App, id: VmId, layout: &Layout) -> Result<(), Failure> {
     let file = layout.vm_config(id);
     if let Ok(other) = app.inventory.get(id) {
         return Err(Failure::new(
@@ -191,7 +191,7 @@ pub(super) fn remove_disks(made: &[PathBuf]) {
     }
 }
 
-fn make_folder(folder: &Path) -> Result<(), Failure> {
+pub(super) fn make_folder(folder: &Path) -> Result<(), Failure> {
     durable::create_folder(folder).map_err(|e| Failure::file("making the folder", folder, e))
 }
 

@@ -3,13 +3,14 @@
 
 use super::cleanup::{Doomed, delete_files, own_disks};
 use super::settle::settle_before;
+use super::usage::{Part, usage};
 use super::{Accepted, App, Call, Done, check_verb, vm_task};
 use crate::durable;
 use crate::events::Happening;
 use crate::failure::{Failure, chain};
 use crate::inventory::{Machine, blocking};
 use crate::tasks::TaskContext;
-use backstay_api::{Plan, VmDelete};
+use backstay_api::{Plan, ProblemCode, VmDelete};
 use backstay_model::{VmId, VmVerb};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -21,11 +22,34 @@ use std::sync::Arc;
 pub async fn delete_vm(app: &Arc<App>, vm: &str, query: VmDelete, call: &Call) -> Result<Accepted, Failure> {
     let machine = app.inventory.find(vm)?;
     check_verb(&machine, VmVerb::Delete)?;
+    check_children(app, &machine, &query).await?;
     let disks = doomed_disks(app, &machine, &query).await?;
     let plan = describe(&machine, &disks, &query);
     let id = machine.id;
     let spec = vm_task("vm.delete", &machine);
     app.accept(call, plan, spec, move |app, context| run(app, context, id, query)).await
+}
+
+/// A template with linked clones stays, and so do disks that other machines' disks were made from.
+async fn check_children(app: &App, machine: &Machine, query: &VmDelete) -> Result<(), Failure> {
+    if !query.delete_disks && !machine.is_template() {
+        return Ok(());
+    }
+    let usage = usage(app, Some((machine.id, Part::Nothing))).await?;
+    let files: Vec<PathBuf> = machine.disk_places().into_iter().map(|(file, _)| file).collect();
+    let Some(children) = usage.dependents(machine.id, &files) else { return Ok(()) };
+    let name = machine.name();
+    let words = match (machine.is_template(), query.delete_disks) {
+        (true, _) => format!(
+            "'{name}' is the template of {children}, which need its disks: delete those linked clones first, or replace them \
+             by full clones"
+        ),
+        _ => format!(
+            "disks of '{name}' are parents of disks of {children}: delete those first, or keep the disks (without \
+             --delete-disks)"
+        ),
+    };
+    Err(Failure::new(ProblemCode::InUse, words))
 }
 
 async fn doomed_disks(app: &App, machine: &Machine, query: &VmDelete) -> Result<Doomed, Failure> {
@@ -68,6 +92,7 @@ async fn run(app: Arc<App>, context: TaskContext, id: VmId, query: VmDelete) -> 
         }
     };
     check_verb(&machine, VmVerb::Delete)?;
+    check_children(&app, &machine, &query).await?;
     let disks = doomed_disks(&app, &machine, &query).await?;
     for note in disks.notes {
         context.warn(note);

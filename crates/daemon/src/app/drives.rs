@@ -118,7 +118,7 @@ fn media(
     }
 }
 
-fn absolute(path: &Path) -> Result<PathBuf, Failure> {
+pub(super) fn absolute(path: &Path) -> Result<PathBuf, Failure> {
     if path.is_absolute() && path.to_str().is_some() {
         return Ok(path.into());
     }
@@ -207,7 +207,7 @@ pub(super) fn nics(requests: &[NicRequest]) -> Vec<NicSpec> {
 }
 
 /// A locally administered address of QEMU's range.
-fn new_mac() -> MacAddress {
+pub(super) fn new_mac() -> MacAddress {
     let random = Uuid::new_v4().into_bytes();
     MacAddress([0x52, 0x54, 0x00, random[0], random[1], random[2]])
 }

@@ -7,6 +7,7 @@ mod checkpoint;
 mod checkpoint_finish;
 mod checkpoint_run;
 mod cleanup;
+mod clone;
 mod create;
 mod delete;
 mod drives;
@@ -17,6 +18,7 @@ mod register;
 mod rename;
 mod settle;
 mod start;
+mod template;
 #[cfg(test)]
 mod testing;
 mod update;
@@ -25,6 +27,7 @@ pub mod views;
 
 pub use apply::{apply_checkpoint, revert};
 pub use checkpoint::create_checkpoint;
+pub use clone::clone_vm;
 pub use create::create_vm;
 pub use delete::delete_vm;
 pub use look::{disk_check, disk_map};
@@ -33,6 +36,7 @@ pub use recover::recover;
 pub use register::register;
 pub use rename::rename_vm;
 pub use start::start_vm;
+pub use template::set_template;
 pub use update::update_vm;
 pub use usage::{disk_file, vm_disks};
 
@@ -208,6 +212,9 @@ pub(crate) fn vm_task(operation: &'static str, machine: &Machine) -> TaskSpec {
 
 /// Whether `verb` has something to do; it is refused where the state does not allow it.
 pub(crate) fn check_verb(machine: &Machine, verb: VmVerb) -> Result<bool, Failure> {
+    if let Some(refusal) = template::refusal(machine, verb) {
+        return Err(Failure::precondition(refusal));
+    }
     allowed(machine.name(), machine.state, verb).map_err(|refusal| {
         let why =
             machine.reason.as_ref().map_or(String::new(), |reason| format!(" (it is so because: {reason})"));

@@ -114,7 +114,7 @@ async fn find_machines(app: &Arc<App>) -> Result<(), Failure> {
 
 /// What a stored task says about a checkpoint of `vm`.
 fn note_of(stored: &StoredTask, vm: VmId) -> Option<&TaskNote> {
-    stored.note.as_ref().filter(|TaskNote::Checkpoint { vm: noted, .. }| *noted == vm)
+    stored.note.as_ref().filter(|note| matches!(note, TaskNote::Checkpoint { vm: noted, .. } if *noted == vm))
 }
 
 /// Settles a checkpoint that was begun, under the id of the task that began it.
@@ -174,6 +174,7 @@ async fn take_up(app: &Arc<App>, stored: StoredTask) {
             app.tasks.resume(stored, &[Hold::Vm(id)], move |_| async move { Ok(None) })
         }
         _ => {
+            super::clone::clear_up(stored.note.as_ref()).await;
             let detail =
                 "the daemon was stopped while this ran: look at the state of the machine, and ask again";
             app.tasks.interrupt(task, detail).await;

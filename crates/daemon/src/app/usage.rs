@@ -40,7 +40,13 @@ impl Usage {
     pub(super) fn conflict(&self, vm: VmId, files: &[PathBuf], except: Option<VmId>) -> Option<Failure> {
         let (top, parents) = files.split_first()?;
         if let Some(holder) = self.of(top).iter().find(|holder| holder.vm != vm) {
-            return Some(used_by(top, holder));
+            // Its own disk, which others only read.
+            let own = self.of(top).iter().any(|holder| holder.vm == vm);
+            let read = self.of(top).iter().all(|holder| holder.vm == vm || holder.frozen);
+            return Some(match self.dependents(vm, [top]) {
+                Some(children) if own && read => parent_of(top, &children),
+                _ => used_by(top, holder),
+            });
         }
         let below = parents.iter().find_map(|file| self.writer(file, except).map(|holder| (file, holder)));
         let (file, holder) = below?;
@@ -54,6 +60,17 @@ impl Usage {
             name = holder.name
         );
         Some(Failure::new(ProblemCode::InUse, words))
+    }
+
+    /// Names of the machines other than `vm` that need one of `files`, for a message; none if there is none.
+    pub(super) fn dependents<'a>(
+        &self,
+        vm: VmId,
+        files: impl IntoIterator<Item = &'a PathBuf>,
+    ) -> Option<String> {
+        let holders = files.into_iter().flat_map(|file| self.of(file)).filter(|holder| holder.vm != vm);
+        let names: BTreeSet<String> = holders.map(|holder| format!("'{}'", holder.name)).collect();
+        (!names.is_empty()).then(|| names.into_iter().collect::<Vec<_>>().join(", "))
     }
 
     /// Who uses a file.
@@ -87,6 +104,16 @@ pub(super) fn used_by(path: &Path, holder: &DiskHolder) -> Failure {
         path.display(),
         holder.name,
         holder.place
+    );
+    Failure::new(ProblemCode::InUse, words)
+}
+
+/// The refusal to write to a file that others were made from.
+pub(super) fn parent_of(path: &Path, children: &str) -> Failure {
+    let words = format!(
+        "{} is a parent of disks of {children}, and what is written to a parent destroys its children: take a checkpoint \
+         first, after which this machine writes elsewhere, or delete those machines",
+        path.display()
     );
     Failure::new(ProblemCode::InUse, words)
 }
@@ -165,7 +192,8 @@ pub(super) async fn usage(app: &App, special: Option<(VmId, Part)>) -> Result<Us
                 name: machine.name().to_string(),
                 place,
                 open: machine.state.is_active(),
-                frozen: !is_now,
+                // A template is not written to, whatever hangs below it.
+                frozen: !is_now || machine.is_template(),
             };
             tops.push(Top { path, holder, live: live.clone() });
         }

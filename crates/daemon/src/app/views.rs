@@ -61,6 +61,7 @@ pub fn vm(app: &App, machine: &Machine) -> Vm {
         host_stop: spec.host_stop,
         config_file: machine.config_file.clone(),
         folder: machine.layout.root().into(),
+        template: machine.is_template(),
         checkpoints: u32::try_from(machine.checkpoints.all().len()).unwrap_or(u32::MAX),
         now_parent: machine.now_parent(),
         run: machine.run.clone(),
@@ -90,7 +91,7 @@ fn nic(nic: &NicSpec) -> Nic {
 
 fn blocked(machine: &Machine) -> Vec<VmBlocked> {
     let refusal = |verb: VmVerb| match allowed(machine.name(), machine.state, verb) {
-        Ok(true) => None,
+        Ok(true) => super::template::refusal(machine, verb),
         Ok(false) => Some(format!("'{}' is {} already", machine.name(), machine.state)),
         Err(refusal) => Some(refusal.to_string()),
     };

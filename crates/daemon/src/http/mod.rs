@@ -1,6 +1,7 @@
 //! REST v1 on a unix socket. Handlers only validate and enqueue: nothing that must not be cut off runs in one.
 
 mod checkpoints;
+mod clones;
 mod console;
 mod disks;
 mod events;
@@ -33,6 +34,7 @@ fn routes() -> OpenApiRouter<Arc<App>> {
         API_PREFIX,
         OpenApiRouter::new()
             .merge(vms::routes())
+            .merge(clones::routes())
             .merge(checkpoints::routes())
             .merge(disks::routes())
             .merge(console::routes())

@@ -46,6 +46,12 @@ impl Machine {
         &self.spec.name
     }
 
+    /// Whether it is a template: cloned, and never started or changed.
+    #[must_use]
+    pub fn is_template(&self) -> bool {
+        self.config.is_template()
+    }
+
     /// The hard disks with their top files, in slot order.
     #[must_use]
     pub fn disks(&self) -> Vec<(DriveSlot, PathBuf)> {

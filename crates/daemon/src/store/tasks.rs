@@ -5,6 +5,7 @@ use backstay_api::Task;
 use backstay_model::{CheckpointId, TaskId, VmId};
 use rusqlite::{Connection, OptionalExtension, params};
 use serde::{Deserialize, Serialize};
+use std::path::PathBuf;
 
 /// What a task needs to be taken up again by the next daemon.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -22,6 +23,13 @@ pub enum TaskNote {
         notes: String,
         /// When it was begun, in milliseconds since the Unix epoch.
         created_unix_ms: i64,
+    },
+    /// A machine that is being cloned.
+    Clone {
+        /// Its configuration, written last: where it is missing there is no machine.
+        config: PathBuf,
+        /// Disks that were made for it.
+        files: Vec<PathBuf>,
     },
 }
 

@@ -39,6 +39,11 @@ fn kind(meta: &Metadata) -> FileKind {
     }
 }
 
+/// Whether nobody may write to it by its permissions, which the kernel does not keep root from.
+fn is_protected(meta: &Metadata) -> bool {
+    meta.is_file() && meta.mode() & 0o222 == 0
+}
+
 fn wrap(file: File) -> io::Result<Arc<dyn DiskFile>> {
     let meta = file.metadata()?;
     let block_device = match kind(&meta) {
@@ -61,7 +66,14 @@ impl FileSystem for HostFs {
         options.read(true).write(mode == OpenMode::ReadWrite);
         // Opening a pipe by mistake must not wait for its other end.
         options.custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY);
-        wrap(options.open(path)?)
+        let file = options.open(path)?;
+        if mode == OpenMode::ReadWrite && is_protected(&file.metadata()?) {
+            return Err(io::Error::new(
+                ErrorKind::PermissionDenied,
+                "the file is read-only, as the disk of a template is; if it is none, `chmod u+w` makes it writable",
+            ));
+        }
+        wrap(file)
     }
 
     fn create_new(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {

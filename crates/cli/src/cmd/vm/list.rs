@@ -23,7 +23,7 @@ fn parse_state(text: &str) -> Result<VmState, String> {
     serde_json::from_value(serde_json::Value::from(text)).map_err(|_| "there is no such state".into())
 }
 
-const COLUMNS: [Column<Vm>; 11] = [
+const COLUMNS: [Column<Vm>; 12] = [
     Column::new("NAME", |vm| vm.name.clone()),
     Column::new("STATE", |vm| vm.state.to_string()),
     Column::new("CPUS", |vm| vm.cpus.to_string()),
@@ -31,6 +31,7 @@ const COLUMNS: [Column<Vm>; 11] = [
     Column::new("UPTIME", uptime),
     Column::new("CHECKPOINTS", |vm| vm.checkpoints.to_string()),
     Column::wide("GENERATION", |vm| generation(vm.hardware).into()),
+    Column::wide("TEMPLATE", |vm| output::yes_no(vm.template).into()),
     Column::wide("DRIVES", |vm| vm.drives.len().to_string()),
     Column::wide("ACCELERATOR", |vm| vm.run.as_ref().map(|run| run.accelerator.clone()).unwrap_or_default()),
     Column::wide("ID", |vm| vm.id.to_string()),

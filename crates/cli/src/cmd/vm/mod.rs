@@ -1,5 +1,6 @@
 //! `backstay vm`
 
+mod clone;
 mod console;
 mod create;
 mod delete;
@@ -11,6 +12,7 @@ mod rename;
 mod screenshot;
 mod set;
 mod show;
+mod template;
 mod terminal;
 
 use crate::context::Context;
@@ -42,6 +44,10 @@ pub enum VmCommand {
     Set(Box<set::SetArgs>),
     /// Change the display name
     Rename(rename::RenameArgs),
+    /// Make a machine from another one, a template or a checkpoint
+    Clone(clone::CloneArgs),
+    /// Make a machine a template, which is cloned and never started or changed
+    Template(template::TemplateArgs),
     /// Remove a machine with its checkpoints
     Delete(delete::DeleteArgs),
     /// Bring back the machines of a folder
@@ -71,6 +77,8 @@ impl VmCommand {
                 Self::Reset(args) => power::run(context, &args, Verb::Reset).await,
                 Self::Set(args) => set::run(context, &args).await,
                 Self::Rename(args) => rename::run(context, &args).await,
+                Self::Clone(args) => clone::run(context, &args).await,
+                Self::Template(args) => template::run(context, &args).await,
                 Self::Delete(args) => delete::run(context, &args).await,
                 Self::Register(args) => register::run(context, &args).await,
                 Self::Disks(args) => disks::run(context, &args).await,

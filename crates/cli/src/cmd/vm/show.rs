@@ -50,6 +50,7 @@ fn facts(vm: &Vm) -> Vec<(&'static str, String)> {
         ("Id", vm.id.to_string()),
         ("State", state(vm)),
         ("Notes", vm.notes.clone()),
+        ("Template", if vm.template { "yes".to_owned() } else { String::new() }),
         ("Generation", generation(vm.hardware).to_owned()),
         ("Memory", memory(vm.memory_mib)),
         ("Processors", processors(vm)),
