@@ -4,6 +4,7 @@ use crate::{
     error::OpenError,
     fs::FileSystem,
     layer::{Layer, LayerMode, format_of},
+    merge::Routing,
     options::DiskOptions,
     parent::{Found, open_parent},
 };
@@ -11,6 +12,7 @@ use backstay_vhd::Warning;
 use std::{
     collections::HashSet,
     fmt,
+    io::ErrorKind::{InvalidInput, ReadOnlyFilesystem, Unsupported},
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -24,6 +26,8 @@ pub(crate) struct Chain {
     pub(crate) layers: Vec<Arc<Layer>>,
     /// What was strange about the files when they were opened.
     pub(crate) warnings: Vec<ChainWarning>,
+    /// Set while the top moves into its parent.
+    pub(crate) routing: Option<Arc<Routing>>,
     /// Set by `close`: every later request is refused.
     pub(crate) closed: bool,
 }
@@ -62,6 +66,16 @@ pub enum ChainWarning {
     },
 }
 
+impl ChainWarning {
+    /// The file it is about.
+    pub(crate) fn path(&self) -> &Path {
+        match self {
+            Self::Image { path, .. } | Self::SavedState { path } | Self::NoShadow { path, .. } => path,
+            Self::ParentChanged { child, .. } => child,
+        }
+    }
+}
+
 impl fmt::Display for ChainWarning {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -96,7 +110,32 @@ impl Chain {
     ) -> Result<Self, OpenError> {
         let format = format_of(fs, path, options.format)?;
         let top = Layer::open(fs, path, LayerMode { writable: !options.read_only, format }, options)?;
-        Self::with_parents(fs, top, options)
+        let chain = Self::with_parents(fs, top, options)?;
+        if !options.read_only {
+            chain.settle_parents()?;
+        }
+        Ok(chain)
+    }
+
+    /// A process that merged into a parent and died may have left writes that a flush of the top would not cover.
+    fn settle_parents(&self) -> Result<(), OpenError> {
+        for parent in self.layers.iter().skip(1) {
+            match parent.file.flush() {
+                // Nothing can have been written there.
+                Err(error) if matches!(error.kind(), ReadOnlyFilesystem | InvalidInput | Unsupported) => {}
+                other => other.map_err(|error| OpenError::from_io(&parent.path, "make durable", error))?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Parents beside which a process that died left bits of writes.
+    pub(crate) fn unsettled(&self) -> Vec<PathBuf> {
+        let left = |layer: &&Arc<Layer>| {
+            let warnings = layer.info().map_or(&[][..], |info| info.warnings.as_slice());
+            warnings.iter().any(|warning| matches!(warning, Warning::WritesAdopted { .. }))
+        };
+        self.layers.iter().skip(1).filter(left).map(|layer| layer.path.clone()).collect()
     }
 
     /// Opens the parents of a layer.
@@ -138,7 +177,7 @@ impl Chain {
             layers.push(Arc::new(parent));
         }
         warnings.extend(layers.iter().flat_map(|layer| warnings_of(layer)));
-        Ok(Self { layers, warnings, closed: false })
+        Ok(Self { layers, warnings, routing: None, closed: false })
     }
 
     pub(crate) fn top(&self) -> Option<&Arc<Layer>> {

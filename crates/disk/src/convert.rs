@@ -456,6 +456,10 @@ impl DiskFile for Unsynced {
         self.0.lock(kind)
     }
 
+    fn unlock(&self) -> io::Result<()> {
+        self.0.unlock()
+    }
+
     fn punches(&self) -> bool {
         self.0.punches()
     }

@@ -406,7 +406,7 @@ pub(crate) fn failed(path: &Path, source: io::Error) -> CreateError {
 }
 
 /// How a child at `path` refers to an open parent that was changed last at `modified`.
-fn parent_spec(
+pub(crate) fn parent_spec(
     fs: &Arc<dyn FileSystem>,
     parent: &Layer,
     path: &Path,

@@ -3,9 +3,11 @@
 use crate::{
     backend::{Backend, BlockStatus, ZeroMode},
     chain::{Chain, ChainWarning},
+    create::settle,
     error::OpenError,
     fs::{FileSystem, HostFs},
     layer::Layer,
+    merge::{MergeSlot, Routing},
     options::DiskOptions,
     quiesce::{Quiesce, StillBusy, Using},
     stats::{Counters, DiskStats, Op},
@@ -35,6 +37,7 @@ pub struct Disk {
     pub(crate) options: DiskOptions,
     pub(crate) chain: Quiesce<Chain>,
     pub(crate) size: AtomicU64,
+    pub(crate) merging: MergeSlot,
     counters: Counters,
 }
 
@@ -91,13 +94,21 @@ impl Disk {
         path: &Path,
         options: DiskOptions,
     ) -> Result<Arc<Self>, OpenError> {
-        let chain = Chain::open(&fs, path, &options)?;
+        let mut chain = Chain::open(&fs, path, &options)?;
+        let unsettled = if options.read_only { Vec::new() } else { chain.unsettled() };
+        if !unsettled.is_empty() {
+            // Bits of writes to a parent, by a process that merged into it and died: a flush of the top must cover them.
+            drop(chain);
+            unsettled.iter().try_for_each(|parent| settle(&fs, parent, &options))?;
+            chain = Chain::open(&fs, path, &options)?;
+        }
         let size = chain.top().map_or(0, |top| top.size);
         Ok(Arc::new(Self {
             fs,
             options,
             chain: Quiesce::new(chain),
             size: AtomicU64::new(size),
+            merging: MergeSlot::default(),
             counters: Counters::default(),
         }))
     }
@@ -133,26 +144,66 @@ impl Disk {
     /// If requests hang or the last flush fails. The files are let go all the same in the second case.
     pub fn close(&self) -> Result<(), CloseError> {
         let busy = |StillBusy| CloseError::Busy { path: self.top_path() };
-        let mut chain = self.chain.quiesce(Instant::now() + DRAIN).map_err(busy)?;
+        let deadline = Instant::now() + DRAIN;
+        self.merging.close(deadline).map_err(busy)?;
+        let mut chain = self.chain.quiesce(deadline).map_err(busy)?;
         if std::mem::replace(&mut chain.closed, true) {
             return Ok(());
         }
         let layers = std::mem::take(&mut chain.layers);
-        match layers.first() {
+        let closed = match layers.first() {
             Some(top) if !self.options.read_only => {
                 top.close().map_err(|source| CloseError::Io { path: top.path.clone(), source })
             }
             _ => Ok(()),
-        }
+        };
+        // Only a merge that could not end leaves it so.
+        let lower = layers.get(1).filter(|_| chain.routing.is_some());
+        let closed = lower
+            .map_or(Ok(()), |lower| {
+                lower.close().map_err(|source| CloseError::Io { path: lower.path.clone(), source })
+            })
+            .and(closed);
+        let_go(&layers);
+        closed
     }
 
     /// Lets go of all files at once as the death of the process would: nothing is flushed. For tests.
     #[doc(hidden)]
     pub fn abandon(&self) {
-        if let Ok(mut chain) = self.chain.quiesce(Instant::now() + DRAIN) {
+        let deadline = Instant::now() + DRAIN;
+        let _dies_with_the_rest = self.merging.close(deadline);
+        if let Ok(mut chain) = self.chain.quiesce(deadline) {
             chain.closed = true;
-            chain.layers.clear();
+            let_go(&std::mem::take(&mut chain.layers));
         }
+    }
+
+    /// Makes every acknowledged write durable. The wait for the device is outside of the gate, so that a layer switch
+    /// need not wait for it.
+    fn flush_all(&self) -> io::Result<()> {
+        loop {
+            let (top, lower) = {
+                let chain = self.enter()?;
+                let Some(top) = chain.top().filter(|_| !self.options.read_only) else { return Ok(()) };
+                let lower = chain.routing.as_ref().zip(chain.layers.get(1));
+                (Arc::clone(top), lower.map(|(routing, lower)| (Arc::clone(routing), Arc::clone(lower))))
+            };
+            let flushed = match &lower {
+                None => top.flush(),
+                Some((routing, lower)) => routing.flush_lower(lower).and_then(|()| top.flush()),
+            };
+            // A layer that was taken off or closed meanwhile was flushed for that, and takes no flush any more.
+            if flushed.is_ok() || self.is_still(&top, lower.as_ref().map(|(routing, _)| routing)) {
+                return flushed;
+            }
+        }
+    }
+
+    fn is_still(&self, top: &Arc<Layer>, routing: Option<&Arc<Routing>>) -> bool {
+        let chain = self.chain.enter();
+        let same_top = chain.top().is_some_and(|now| Arc::ptr_eq(now, top));
+        same_top && chain.routing.as_ref().map(Arc::as_ptr) == routing.map(Arc::as_ptr)
     }
 
     /// Enters the gate for one request.
@@ -190,6 +241,13 @@ impl Disk {
         self.check_range(offset, buf.len() as u64)?;
         let chain = self.enter()?;
         read_chain(&chain.layers, offset, buf, wait)
+    }
+}
+
+/// Drops the locks at once, also where a flush that came too late still has the file.
+fn let_go(layers: &[Arc<Layer>]) {
+    for layer in layers {
+        let _closing_drops_it_too = layer.file.unlock();
     }
 }
 
@@ -260,14 +318,7 @@ impl Backend for Disk {
     }
 
     fn flush(&self) -> io::Result<()> {
-        let flush = || {
-            let chain = self.enter()?;
-            match chain.top() {
-                Some(top) if !self.options.read_only => top.flush(),
-                _ => Ok(()),
-            }
-        };
-        self.counters.count(Op::Flush, flush())
+        self.counters.count(Op::Flush, self.flush_all())
     }
 
     fn block_status(&self, offset: u64, len: u64, limit: usize) -> io::Result<Vec<BlockStatus>> {

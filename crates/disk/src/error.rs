@@ -42,6 +42,12 @@ pub enum OpenError {
         /// By whom, if found on this host.
         holder: Option<Holder>,
     },
+    /// The name belongs to another file by now.
+    #[error("{} was replaced by another file while it was open; close the disk and open it again", path.display())]
+    Replaced {
+        /// Which file.
+        path: PathBuf,
+    },
     /// Without locks two writers would destroy the disk.
     #[error(
         "cannot lock {}: its file system does not support locks; mount it with locking (for NFS: without nolock) or move the disk",

@@ -99,16 +99,82 @@ impl Layer {
         fs: &Arc<dyn FileSystem>,
         options: &DiskOptions,
     ) -> Result<Self, OpenError> {
-        let (image, warning) = open_image(fs, &self.path, &self.file, true, options)?;
+        self.reopen_on(Arc::clone(&self.file), fs, options)
+    }
+
+    fn reopen_on(
+        &self,
+        file: Arc<dyn DiskFile>,
+        fs: &Arc<dyn FileSystem>,
+        options: &DiskOptions,
+    ) -> Result<Self, OpenError> {
+        let (image, warning) = open_image(fs, &self.path, &file, true, options)?;
         let size = image.info().size;
         Ok(Self {
             path: self.path.clone(),
-            file: Arc::clone(&self.file),
+            file,
             body: Body::Vhd(Box::new(image)),
             size,
             file_writable: true,
             warning,
         })
+    }
+
+    /// Opens a parent for writing as well, under an exclusive lock that follows its shared one without a gap. Until it is
+    /// put in the place of `self` or [`Layer::weaken`]ed, both may be used for reading.
+    ///
+    /// # Errors
+    /// If somebody else reads it, or it cannot be written to. The shared lock is back then.
+    pub(crate) fn strengthen(
+        &self,
+        fs: &Arc<dyn FileSystem>,
+        options: &DiskOptions,
+    ) -> Result<Self, OpenError> {
+        if self.file_writable {
+            take_lock(fs, &self.path, self.file.as_ref(), LockKind::Exclusive)?;
+            let tidied = self
+                .close()
+                .map_err(|error| OpenError::from_io(&self.path, "write the last changes to", error));
+            return tidied.and_then(|()| self.reopen_writable(fs, options)).inspect_err(|_| self.relock());
+        }
+        let open = |error| OpenError::from_io(&self.path, "open", error);
+        let file = fs.open(&self.path, OpenMode::ReadWrite).map_err(open)?;
+        if file.id() != self.id() {
+            return Err(OpenError::Replaced { path: self.path.clone() });
+        }
+        take_lock(fs, &self.path, file.as_ref(), LockKind::Shared)?;
+        self.file.unlock().map_err(open)?;
+        let file: Arc<dyn DiskFile> = match &options.gate {
+            Some(gate) => Arc::new(GatedFile { file, gate: Arc::clone(gate) }),
+            None => file,
+        };
+        let opened = take_lock(fs, &self.path, file.as_ref(), LockKind::Exclusive)
+            .and_then(|()| self.reopen_on(Arc::clone(&file), fs, options));
+        opened.inspect_err(|_| {
+            let _shared_with_self = file.lock(LockKind::Shared);
+            self.relock();
+        })
+    }
+
+    /// Ends the writing that [`Layer::strengthen`] began; afterwards the layer is a parent again, under a shared lock.
+    pub(crate) fn weaken(&self) -> io::Result<()> {
+        let closed = self.close();
+        self.relock();
+        closed
+    }
+
+    fn relock(&self) {
+        if let Err(error) = self.file.lock(LockKind::Shared) {
+            tracing::warn!(path = %self.path.display(), %error, "cannot weaken the lock of a parent");
+        }
+    }
+
+    /// Refuses writes and flushes from now on: what was written to a file below may be lost.
+    pub(crate) fn fail(&self) {
+        match &self.body {
+            Body::Vhd(image) => image.fail(),
+            Body::Raw(raw) => raw.failed.store(true, Release),
+        }
     }
 
     pub(crate) fn id(&self) -> FileId {

@@ -31,6 +31,7 @@ mod create;
 mod disk;
 mod error;
 pub mod fs;
+mod grace;
 mod inspect;
 mod layer;
 mod merge;

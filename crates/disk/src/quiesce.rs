@@ -1,8 +1,9 @@
 //! A readers–writer gate around the layers of a disk: requests are readers, a layer switch is the writer.
 //!
-//! A request costs two atomic loads and an uncontended read lock. A writer first shuts the door for new requests, then
+//! A request costs a few atomic operations and an uncontended read lock. A writer first shuts the door for new requests, then
 //! waits for those inside, with a deadline: a request that hangs on a dead server must not hang the switch for ever.
 
+use crate::grace::{Grace, Inside};
 use std::{
     ops::{Deref, DerefMut},
     sync::{
@@ -17,6 +18,7 @@ use std::{
 pub(crate) struct Quiesce<T> {
     value: RwLock<T>,
     door: Door,
+    grace: Grace,
     /// Writers take turns.
     writers: Mutex<()>,
 }
@@ -38,6 +40,7 @@ pub(crate) struct StillBusy;
 #[derive(Debug)]
 pub(crate) struct Using<'a, T> {
     value: RwLockReadGuard<'a, T>,
+    _inside: Inside<'a>,
     _leaving: Leaving<'a>,
 }
 
@@ -96,7 +99,12 @@ impl Drop for Leaving<'_> {
 
 impl<T> Quiesce<T> {
     pub(crate) fn new(value: T) -> Self {
-        Self { value: RwLock::new(value), door: Door::default(), writers: Mutex::default() }
+        Self {
+            value: RwLock::new(value),
+            door: Door::default(),
+            grace: Grace::default(),
+            writers: Mutex::default(),
+        }
     }
 
     /// Uses the value; waits while a writer works. Must not be nested.
@@ -104,10 +112,13 @@ impl<T> Quiesce<T> {
         if self.door.shut.load(SeqCst) {
             self.door.wait_outside();
         }
-        Using {
-            value: self.value.read().unwrap_or_else(PoisonError::into_inner),
-            _leaving: Leaving(&self.door),
-        }
+        let value = self.value.read().unwrap_or_else(PoisonError::into_inner);
+        Using { value, _inside: self.grace.enter(), _leaving: Leaving(&self.door) }
+    }
+
+    /// Waits until every request that is inside now has left; others come and go meanwhile. False: `give_up` said so.
+    pub(crate) fn wait_for_leavers(&self, give_up: &dyn Fn() -> bool) -> bool {
+        self.grace.wait(give_up)
     }
 
     /// Holds new requests back and waits until none is inside.

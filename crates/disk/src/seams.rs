@@ -83,6 +83,10 @@ impl DiskFile for GatedFile {
         self.file.lock(kind)
     }
 
+    fn unlock(&self) -> io::Result<()> {
+        self.file.unlock()
+    }
+
     fn punches(&self) -> bool {
         self.file.punches()
     }

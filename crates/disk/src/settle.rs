@@ -1,11 +1,7 @@
 //! Writes of a process that died in files that became parents meanwhile.
 
 use crate::{chain::Chain, create::settle, error::OpenError, fs::FileSystem, options::DiskOptions};
-use backstay_vhd::Warning;
-use std::{
-    path::{Path, PathBuf},
-    sync::Arc,
-};
+use std::{path::Path, sync::Arc};
 
 /// Puts into the parents of a disk what a process that died left beside them. Its child may have been made, and its owner
 /// have gone on with that, before it could do so itself; as parents they are not written to again, and what is beside them
@@ -16,16 +12,7 @@ use std::{
 pub fn settle_parents(fs: &Arc<dyn FileSystem>, path: &Path, options: &DiskOptions) -> Result<(), OpenError> {
     let how = DiskOptions { read_only: true, gate: None, changed: None, ..options.clone() };
     let Ok(chain) = Chain::open(fs, path, &how) else { return Ok(()) };
-    let left: Vec<PathBuf> = chain
-        .layers
-        .iter()
-        .skip(1)
-        .filter(|layer| {
-            let warnings = layer.info().map_or(&[][..], |info| info.warnings.as_slice());
-            warnings.iter().any(|warning| matches!(warning, Warning::WritesAdopted { .. }))
-        })
-        .map(|layer| layer.path.clone())
-        .collect();
+    let left = chain.unsettled();
     drop(chain);
     left.iter().try_for_each(|parent| settle(fs, parent, options))
 }

@@ -233,6 +233,13 @@ impl Shadow for ShadowFile {
         Ok(found)
     }
 
+    fn forget(&self, block: u32) -> io::Result<()> {
+        let known = self.slots.get(block as usize).ok_or_else(|| Self::outside(block))?;
+        self.file.write_at(le::U32::new(0).as_bytes(), self.slot_at(block))?;
+        known.store(0, Release);
+        Ok(())
+    }
+
     /// Removes the file: everything in it is in the disk file.
     fn clear(&self) -> io::Result<()> {
         match self.fs.remove(&self.path) {

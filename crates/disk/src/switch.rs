@@ -154,6 +154,7 @@ impl Switch {
         let mut quiet = quiesce_all(&disks, patience)?;
         let mut old_tops = Vec::with_capacity(disks.len());
         for (disk, chain) in disks.iter().zip(&quiet) {
+            not_merging(chain)?;
             let top = chain.top().cloned().filter(|_| !chain.closed);
             let top = top.ok_or_else(|| SwitchError::NotWritable { path: PathBuf::new() })?;
             top.flush().map_err(|source| SwitchError::Flush { path: top.path.clone(), source })?;
@@ -221,7 +222,10 @@ pub fn switch_back_all(disks: &[Arc<Disk>]) -> Result<Vec<PathBuf>, SwitchError>
     sorted.sort_by_key(Arc::as_ptr);
     sorted.dedup_by_key(|disk| Arc::as_ptr(disk));
     let mut quiet = quiesce_all(&sorted, DRAIN)?;
-    for chain in &quiet {
+    for (disk, chain) in sorted.iter().zip(&quiet) {
+        if disk.merging.is_running() {
+            return Err(SwitchError::Merging { path: path_of_top(chain) });
+        }
         can_be_taken_off(chain)?;
     }
     let mut strengthened = Vec::new();
@@ -299,8 +303,20 @@ fn quiesce_all(disks: &[Arc<Disk>], patience: Duration) -> Result<Vec<Quiet<'_, 
 
 fn writable_top(disk: &Disk) -> Result<Arc<Layer>, SwitchError> {
     let chain = disk.chain.enter();
+    not_merging(&chain)?;
     let top = chain.top().filter(|_| !disk.options.read_only && !chain.closed);
     top.cloned().ok_or_else(|| SwitchError::NotWritable { path: PathBuf::new() })
+}
+
+fn not_merging(chain: &Chain) -> Result<(), SwitchError> {
+    match chain.routing {
+        None => Ok(()),
+        Some(_) => Err(SwitchError::Merging { path: path_of_top(chain) }),
+    }
+}
+
+fn path_of_top(chain: &Chain) -> PathBuf {
+    chain.top().map(|top| top.path.clone()).unwrap_or_default()
 }
 
 fn is_empty_child(child: &Layer, parent: &Layer) -> bool {

@@ -21,14 +21,9 @@ const HOLE: u64 = 4096;
 impl Disk {
     pub(crate) fn write_chain(&self, offset: u64, data: &[u8]) -> io::Result<()> {
         let chain = self.enter_to_write()?;
-        let Some((top, parents)) = chain.layers.split_first() else { return Err(MetaError::Closed.into()) };
-        match &top.body {
-            Body::Raw(raw) => {
-                raw.check()?;
-                top.file.write_at(data, offset)?;
-            }
-            Body::Vhd(image) if top.is_flat() => write_run(top, image, offset, data)?,
-            Body::Vhd(image) => write_sparse(top, image, parents, offset, data)?,
+        match &chain.routing {
+            None => write_layers(&chain.layers, offset, data)?,
+            Some(routing) => routing.write(&chain.layers, offset, data)?,
         }
         self.changed(offset, data.len() as u64);
         Ok(())
@@ -36,16 +31,9 @@ impl Disk {
 
     pub(crate) fn zero_chain(&self, offset: u64, len: u64, mode: ZeroMode) -> io::Result<()> {
         let chain = self.enter_to_write()?;
-        let Some((top, parents)) = chain.layers.split_first() else { return Err(MetaError::Closed.into()) };
-        if mode.fast_only && !top.file.punches() {
-            return Err(io::ErrorKind::Unsupported.into());
-        }
-        match &top.body {
-            Body::Raw(raw) => {
-                raw.check()?;
-                zero_file(top.file.as_ref(), offset, len, mode.may_unmap)?;
-            }
-            Body::Vhd(image) => zero_image(top, image, parents, offset, len, mode)?,
+        match &chain.routing {
+            None => zero_layers(&chain.layers, offset, len, mode)?,
+            Some(routing) => routing.zero(&chain.layers, offset, len, mode)?,
         }
         self.changed(offset, len);
         Ok(())
@@ -53,22 +41,58 @@ impl Disk {
 
     pub(crate) fn trim_chain(&self, offset: u64, len: u64) -> io::Result<()> {
         let chain = self.enter_to_write()?;
-        let Some(top) = chain.layers.first() else { return Err(MetaError::Closed.into()) };
-        match &top.body {
-            Body::Raw(raw) => {
-                raw.check()?;
-                punch_inside(top.file.as_ref(), offset, len)?;
-            }
-            Body::Vhd(image) => {
-                let mut extents = Vec::new();
-                image.trim_extents(offset, len, &mut extents)?;
-                for extent in extents {
-                    punch_inside(top.file.as_ref(), extent.file_offset, extent.len)?;
-                }
-            }
+        match &chain.routing {
+            None => trim_layers(&chain.layers, offset, len)?,
+            Some(routing) => routing.trim(&chain.layers, offset, len)?,
         }
         self.changed(offset, len);
         Ok(())
+    }
+}
+
+/// Writes into the first of these layers; the others are its parents.
+pub(crate) fn write_layers(layers: &[Arc<Layer>], offset: u64, data: &[u8]) -> io::Result<()> {
+    let Some((top, parents)) = layers.split_first() else { return Err(MetaError::Closed.into()) };
+    match &top.body {
+        Body::Raw(raw) => {
+            raw.check()?;
+            top.file.write_at(data, offset)
+        }
+        Body::Vhd(image) if top.is_flat() => write_run(top, image, offset, data),
+        Body::Vhd(image) => write_sparse(top, image, parents, offset, data),
+    }
+}
+
+/// Makes a range of the first of these layers zero; the others are its parents.
+pub(crate) fn zero_layers(layers: &[Arc<Layer>], offset: u64, len: u64, mode: ZeroMode) -> io::Result<()> {
+    let Some((top, parents)) = layers.split_first() else { return Err(MetaError::Closed.into()) };
+    if mode.fast_only && !top.file.punches() {
+        return Err(io::ErrorKind::Unsupported.into());
+    }
+    match &top.body {
+        Body::Raw(raw) => {
+            raw.check()?;
+            zero_file(top.file.as_ref(), offset, len, mode.may_unmap)
+        }
+        Body::Vhd(image) => zero_image(top, image, parents, offset, len, mode),
+    }
+}
+
+/// Trims a range of the first of these layers; the others are its parents.
+pub(crate) fn trim_layers(layers: &[Arc<Layer>], offset: u64, len: u64) -> io::Result<()> {
+    let Some(top) = layers.first() else { return Err(MetaError::Closed.into()) };
+    match &top.body {
+        Body::Raw(raw) => {
+            raw.check()?;
+            punch_inside(top.file.as_ref(), offset, len)
+        }
+        Body::Vhd(image) => {
+            let mut extents = Vec::new();
+            image.trim_extents(offset, len, &mut extents)?;
+            extents
+                .iter()
+                .try_for_each(|extent| punch_inside(top.file.as_ref(), extent.file_offset, extent.len))
+        }
     }
 }
 

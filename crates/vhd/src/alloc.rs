@@ -30,6 +30,8 @@ pub(crate) struct Allocator {
     full_bitmaps: bool,
     /// First byte that belongs to nothing that is in use.
     free: u64,
+    /// First byte behind the structures at the start of the file.
+    metadata_end: u64,
     /// Places left in the extent.
     left: u32,
     /// Blocks of the next extent.
@@ -50,6 +52,7 @@ pub(crate) struct Start {
     pub(crate) footer: [u8; FOOTER_LEN],
     pub(crate) full_bitmaps: bool,
     pub(crate) free: u64,
+    pub(crate) metadata_end: u64,
     /// The footer lies at `free` and ends the file.
     pub(crate) tidy: bool,
     pub(crate) absent: u32,
@@ -59,13 +62,14 @@ pub(crate) struct Start {
 
 impl Allocator {
     pub(crate) fn new(storage: Arc<dyn Storage>, blocks: Blocks, start: Start) -> Self {
-        let Start { footer, full_bitmaps, free, tidy, absent, tidy_at_close } = start;
+        let Start { footer, full_bitmaps, free, metadata_end, tidy, absent, tidy_at_close } = start;
         Self {
             storage,
             blocks,
             footer,
             full_bitmaps,
             free,
+            metadata_end,
             left: 0,
             step: 1,
             footer_at: free,
@@ -86,6 +90,48 @@ impl Allocator {
         self.left -= 1;
         self.absent = self.absent.saturating_sub(1);
         Ok(sector)
+    }
+
+    /// Takes back a place that [`Allocator::take`] gave and that reads as durable zeros again.
+    pub(crate) fn give_back(&mut self, sector: u32) {
+        self.absent += 1;
+        let start = u64::from(sector) * SECTOR;
+        // In the middle of the file it costs no space but that of a hole.
+        if self.free == start + self.blocks.stored_len() {
+            self.free = start;
+            self.left += 1;
+        }
+    }
+
+    /// A place that [`Allocator::take`] gave is in use for something else than a block.
+    pub(crate) fn keep(&mut self, sector: u32) {
+        self.metadata_end = self.metadata_end.max(u64::from(sector) * SECTOR + self.blocks.stored_len());
+    }
+
+    /// Blocks at the end were given away, durably; the last one that is left ends at `blocks_end`.
+    pub(crate) fn give_back_tail(&mut self, blocks_end: u64) {
+        let free = self.metadata_end.max(blocks_end);
+        if free < self.free {
+            (self.free, self.left) = (free, 0);
+        }
+    }
+
+    /// The footer, wherever it is written next.
+    pub(crate) fn footer(&self) -> [u8; FOOTER_LEN] {
+        self.footer
+    }
+
+    /// Replaces the footer at the end of the file, which a [`Allocator::take`] has made sure of.
+    pub(crate) fn set_footer(&mut self, footer: [u8; FOOTER_LEN]) -> Result<(), MetaError> {
+        let old = std::mem::replace(&mut self.footer, footer);
+        let at = self.footer_at;
+        if self.stale {
+            return Ok(());
+        }
+        self.storage
+            .write_at(&footer, at)
+            .meta_context("write the footer", at)
+            .inspect_err(|_| self.footer = old)
     }
 
     fn reserve(&mut self) -> Result<(), MetaError> {

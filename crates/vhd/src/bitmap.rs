@@ -61,6 +61,24 @@ impl BlockBits {
         self.live.iter().any(|word| word.load(Ordering::Acquire) != 0)
     }
 
+    /// How many of the first `sectors` sectors are present.
+    pub(crate) fn count(&self, sectors: u64) -> u64 {
+        let mut count = 0;
+        let mut at = 0;
+        while at < sectors {
+            let (present, run) = self.run(at, sectors);
+            count += if present { run } else { 0 };
+            at += run;
+        }
+        count
+    }
+
+    /// Clears everything: the block was given away and is a new one.
+    pub(crate) fn reset(&self) {
+        *self.lock() = None;
+        self.live.iter().for_each(|word| word.store(0, Ordering::Release));
+    }
+
     /// Whether all of `start..end` is present.
     pub(crate) fn all(&self, start: u64, end: u64) -> bool {
         let (present, len) = self.run(start, end);

@@ -262,7 +262,7 @@ pub fn relative_text(path: &str) -> String {
 }
 
 /// What of the name goes into the header: all of it, or the file name, or its beginning.
-fn name_units(name: &str) -> Vec<u16> {
+pub(crate) fn name_units(name: &str) -> Vec<u16> {
     let fits = |text: &str| text.encode_utf16().count() < NAME_UNITS;
     let kept = if fits(name) { name } else { name.rsplit(['/', '\\']).next().unwrap_or(name) };
     kept.encode_utf16().take(NAME_UNITS - 1).collect()

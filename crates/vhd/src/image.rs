@@ -65,6 +65,8 @@ pub struct Image {
 pub(crate) struct SparseImage {
     pub(crate) blocks: Blocks,
     pub(crate) table_offset: u64,
+    /// First byte behind everything, as of the opening.
+    pub(crate) first_free: u64,
     /// The block allocation table.
     pub(crate) table: Box<[AtomicU32]>,
     pub(crate) allocator: Mutex<Allocator>,
@@ -260,7 +262,14 @@ impl Image {
         let mut adopted = 0;
         for slot in shadow.load().map_err(OpenError::Shadow)? {
             let entry = sparse.table.get(slot.block as usize).map_or(ABSENT, |e| e.load(Ordering::Acquire));
-            if entry == ABSENT || entry != slot.bat_sector || slot.bits.iter().all(|byte| *byte == 0) {
+            if entry == ABSENT || entry != slot.bat_sector {
+                // The block was given away. Another one could come to lie in its place, and the slot be believed.
+                if self.writable {
+                    shadow.forget(slot.block).map_err(OpenError::Shadow)?;
+                }
+                continue;
+            }
+            if slot.bits.iter().all(|byte| *byte == 0) {
                 continue;
             }
             let bits = self.bits(sparse, diff, slot.block, entry).map_err(|error| match error {
@@ -303,6 +312,7 @@ impl SparseImage {
             footer,
             full_bitmaps: dynamic,
             free,
+            metadata_end: info.end_of_metadata,
             tidy,
             absent: blocks.count - info.blocks_at_open,
             tidy_at_close: info.creator == CREATOR,
@@ -311,10 +321,16 @@ impl SparseImage {
         Self {
             blocks,
             table_offset: header.table_offset.get(),
+            first_free: free,
             table: table.into_iter().map(AtomicU32::new).collect(),
             allocator: Mutex::new(allocator),
             kind,
         }
+    }
+
+    /// The lock under which blocks get their places.
+    pub(crate) fn allocator(&self) -> MutexGuard<'_, Allocator> {
+        self.allocator.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The table entry of a block; absent past the end.

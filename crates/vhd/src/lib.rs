@@ -19,11 +19,13 @@ mod image;
 mod info;
 mod locate;
 pub mod map;
+mod merge;
 mod open;
 mod overlap;
 pub mod parent;
 pub mod plan;
 pub mod repair;
+pub mod reparent;
 mod shadow;
 mod storage;
 #[doc(hidden)]
@@ -38,6 +40,7 @@ pub use format::{
 };
 pub use image::{Image, ReadExtent, Source};
 pub use info::{ImageInfo, ParentLink, ParentLocator, Warning};
+pub use merge::FileSpan;
 pub use open::{OpenOptions, is_split_extension};
 pub use shadow::{Shadow, ShadowSlot};
 pub use storage::Storage;

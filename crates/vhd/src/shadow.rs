@@ -32,6 +32,12 @@ pub trait Shadow: Send + Sync + Debug {
     /// As the memory below; the disk is then not opened.
     fn load(&self) -> io::Result<Vec<ShadowSlot>>;
 
+    /// Forgets what the block's slot holds: it belongs to a place that the block has no longer.
+    ///
+    /// # Errors
+    /// As the memory below.
+    fn forget(&self, block: u32) -> io::Result<()>;
+
     /// Forgets all slots: the disk was closed cleanly.
     ///
     /// # Errors

@@ -416,6 +416,11 @@ impl Shadow for MemShadow {
             .collect())
     }
 
+    fn forget(&self, block: u32) -> io::Result<()> {
+        self.slots().remove(&block);
+        Ok(())
+    }
+
     fn clear(&self) -> io::Result<()> {
         self.slots().clear();
         Ok(())

@@ -146,7 +146,7 @@ impl Image {
                 }
                 None => {
                     if !synced {
-                        self.sync(FLUSH, 0)?;
+                        self.sync_file(0)?;
                         synced = true;
                     }
                     self.write_through(bits, entry, &part)?;
@@ -218,7 +218,11 @@ impl Image {
         let Some((sparse, diff)) = self.differencing().filter(|_| !taken.is_empty()) else { return Ok(()) };
         for (block, words) in &taken {
             let Some(bits) = diff.bits.get(*block) else { continue };
-            let bitmap = u64::from(sparse.entry(*block)) * SECTOR;
+            let entry = sparse.entry(*block);
+            if entry == ABSENT {
+                continue; // given away meanwhile, with its content
+            }
+            let bitmap = u64::from(entry) * SECTOR;
             for (within, sector) in bits.sectors_to_write(words) {
                 let at = bitmap + within;
                 self.storage.write_at(&sector, at).meta_context("write a bitmap", at)?;
@@ -238,6 +242,11 @@ impl Image {
         self.commit.run(|| self.flush_round())?;
         if let Some(sparse) = &self.sparse {
             let mut allocator = sparse.allocator.lock().unwrap_or_else(PoisonError::into_inner);
+            if matches!(sparse.kind, SparseKind::Differencing(_)) {
+                let ends = (0..sparse.blocks.count).map(|block| sparse.entry(block)).filter(|e| *e != ABSENT);
+                let last = ends.map(|entry| u64::from(entry) * SECTOR + sparse.blocks.stored_len()).max();
+                allocator.give_back_tail(last.unwrap_or(0));
+            }
             allocator.trim_tail().inspect_err(|_| self.commit.fail())?;
         }
         if let Some((_, Differencing { shadow: Some(shadow), .. })) = self.differencing() {
@@ -246,17 +255,12 @@ impl Image {
         Ok(())
     }
 
-    fn differencing(&self) -> Option<(&SparseImage, &Differencing)> {
-        match &self.sparse {
-            Some(sparse) => match &sparse.kind {
-                SparseKind::Differencing(diff) => Some((sparse, diff)),
-                SparseKind::Dynamic { .. } => None,
-            },
-            None => None,
-        }
+    /// Refuses writes and flushes from now on, as after a failed flush: what was written to a parent may be lost.
+    pub fn fail(&self) {
+        self.commit.fail();
     }
 
-    fn check_writable(&self) -> Result<(), MetaError> {
+    pub(crate) fn check_writable(&self) -> Result<(), MetaError> {
         if !self.writable {
             return Err(MetaError::ReadOnly);
         }
@@ -267,11 +271,6 @@ impl Image {
             return Err(MetaError::FlushFailed);
         }
         Ok(())
-    }
-
-    /// Flushes the file; a failure is remembered.
-    fn sync(&self, action: &'static str, offset: u64) -> Result<(), MetaError> {
-        self.storage.flush().meta_context(action, offset).inspect_err(|_| self.commit.fail())
     }
 
     /// Gives a block its place; the entry of the table. Another thread may have been first.
@@ -291,14 +290,13 @@ impl Image {
         match &sparse.kind {
             SparseKind::Dynamic { full } => mark(full, block),
             SparseKind::Differencing(diff) => {
-                diff.bits.insert(block, BlockBits::empty(sparse.blocks.bitmap_len_usize()));
+                let known = diff.bits.insert(block, BlockBits::empty(sparse.blocks.bitmap_len_usize()));
+                // It may have been here before, and been given away.
+                known.into_iter().for_each(BlockBits::reset);
             }
         }
         // If this fails the place is given up: the entry may or may not have reached the file.
-        let at = sparse.table_offset + u64::from(block) * 4;
-        self.storage
-            .write_at(&entry.to_be_bytes(), at)
-            .meta_context("write the block allocation table", at)?;
+        self.write_entry(sparse, block, entry)?;
         if let Some(slot) = sparse.table.get(block as usize) {
             slot.store(entry, Ordering::Release);
         }

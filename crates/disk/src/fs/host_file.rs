@@ -170,6 +170,10 @@ impl DiskFile for HostFile {
         lock::set_lock(&self.file, Some(kind))
     }
 
+    fn unlock(&self) -> io::Result<()> {
+        lock::set_lock(&self.file, None)
+    }
+
     fn punches(&self) -> bool {
         self.can_punch.load(Relaxed)
     }

@@ -55,6 +55,8 @@ pub(super) fn find_holder(id: FileId) -> Option<Holder> {
             continue;
         };
         match openings(&entry.path(), id) {
+            // This process may hold the other lock itself; another one says more.
+            Openings { locked, .. } if locked > 0 && pid == own => fallback = Some(pid),
             Openings { locked, .. } if locked > 0 => return Some(describe(pid)),
             // Our own refused opening is one.
             Openings { open, .. } if open > usize::from(pid == own) => fallback = Some(pid),

@@ -99,6 +99,12 @@ pub trait DiskFile: Storage {
     /// `WouldBlock` when another opening of the file holds a lock that excludes this one; else as the file system.
     fn lock(&self, kind: LockKind) -> io::Result<()>;
 
+    /// Drops the lock of this opening.
+    ///
+    /// # Errors
+    /// As the file system.
+    fn unlock(&self) -> io::Result<()>;
+
     /// Whether [`Storage::zero_range`] releases space quickly, as far as is known by now.
     fn punches(&self) -> bool;
 

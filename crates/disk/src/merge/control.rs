@@ -1,7 +1,5 @@
 //! How somebody watches, slows and ends a merge that another thread runs.
 
-#![expect(dead_code, reason = "the engine that uses it follows")]
-
 use std::{
     fmt,
     sync::{
@@ -25,6 +23,8 @@ pub struct MergeControl {
     lock: Mutex<()>,
     changed: Condvar,
     observer: Option<Observer>,
+    /// Blocks in a batch; 0: as many as are best.
+    batch_blocks: usize,
 }
 
 type Observer = Box<dyn Fn(MergeStep) + Send + Sync>;
@@ -90,6 +90,13 @@ impl MergeControl {
         Self { observer: Some(Box::new(observer)), ..Self::default() }
     }
 
+    /// With batches of that many blocks.
+    #[doc(hidden)]
+    #[must_use]
+    pub fn in_batches_of(self, blocks: usize) -> Self {
+        Self { batch_blocks: blocks, ..self }
+    }
+
     /// Ends the merge soon: with a chain that is valid and that a later merge goes on with.
     pub fn cancel(&self) {
         self.cancelled.store(true, Relaxed);
@@ -140,6 +147,10 @@ impl MergeControl {
 
     pub(crate) fn freed(&self, bytes: u64) {
         self.bytes_freed.fetch_add(bytes, Relaxed);
+    }
+
+    pub(crate) fn batch_blocks(&self, best: usize) -> usize {
+        if self.batch_blocks == 0 { best } else { self.batch_blocks }
     }
 
     pub(crate) fn step(&self, step: MergeStep) {

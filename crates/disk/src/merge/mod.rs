@@ -18,16 +18,35 @@
 //!
 //! While a top is merged, no layer can be put on it ([`crate::SwitchError::Merging`]): cancel, switch, merge again as a middle layer.
 
+mod children;
 mod control;
 mod error;
+mod mover;
+mod route;
+mod slot;
 
+pub use children::reparent;
 pub use control::{MergeControl, MergeProgress, MergeStep};
 pub use error::{MergeError, ReparentError};
+pub(crate) use route::Routing;
+pub(crate) use slot::MergeSlot;
 
-use crate::{disk::Disk, fs::FileSystem, options::DiskOptions};
+use crate::{
+    chain::{Chain, ChainWarning},
+    disk::{DRAIN, Disk},
+    error::OpenError,
+    fs::{FileSystem, LockKind},
+    layer::{Layer, LayerMode},
+    options::{DiskFormat, DiskOptions},
+    quiesce::Quiet,
+};
+use children::{is_empty_child, reparent_closed, reparent_in_chain};
+use control::Pace;
+use mover::Mover;
 use std::{
     path::{Path, PathBuf},
     sync::Arc,
+    time::Instant,
 };
 
 /// A merge that is complete. The upper file is empty, closed, and nobody's parent any more: it can be deleted.
@@ -57,9 +76,364 @@ impl Disk {
         children: &[PathBuf],
         control: &MergeControl,
     ) -> Result<Merged, MergeError> {
-        let _ = (children, control);
-        Err(MergeError::NotInChain { upper: upper.to_owned(), top: self.top_path() })
+        self.merge(upper, children, control, Use::Served)
     }
+
+    fn merge(
+        &self,
+        upper: &Path,
+        children: &[PathBuf],
+        control: &MergeControl,
+        used: Use,
+    ) -> Result<Merged, MergeError> {
+        if self.options.read_only {
+            return Err(MergeError::ReadOnly { path: self.top_path() });
+        }
+        let Some(_turn) = self.merging.begin() else {
+            return Err(match self.merging.closing() {
+                true => MergeError::Closed { upper: upper.to_owned() },
+                false => MergeError::Busy { path: self.top_path() },
+            });
+        };
+        let Some(pair) = self.find_pair(upper)? else { return self.finish_merged(upper, children, control) };
+        pair.check(children, used)?;
+        let merging = self.begin_merge(pair)?;
+        let mut mover = merging.mover(self, control);
+        let moved = mover.run();
+        let (bytes_moved, layers) = (mover.moved, merging);
+        if let Err(error) = moved {
+            self.end_early(&layers);
+            return Err(error);
+        }
+        match self.hand_children_over(&layers, children, control) {
+            Ok(reparented) => self.take_off(&layers, reparented, bytes_moved),
+            Err(error) => {
+                self.end_early(&layers);
+                Err(error)
+            }
+        }
+    }
+
+    /// The layer and its parent; none if the chain has no such layer.
+    fn find_pair(&self, upper: &Path) -> Result<Option<Pair>, MergeError> {
+        let meta = self
+            .fs
+            .metadata(upper)
+            .map_err(|error| open_failed(upper, OpenError::from_io(upper, "look at", error)))?;
+        let chain = self.chain.enter();
+        let Some(index) = chain.layers.iter().position(|layer| layer.id() == meta.id) else {
+            return Ok(None);
+        };
+        let (Some(upper), lower) = (chain.layers.get(index), chain.layers.get(index + 1)) else {
+            return Ok(None);
+        };
+        let lower = lower.ok_or_else(|| MergeError::NoParent { upper: upper.path.clone() })?;
+        Ok(Some(Pair { upper: Arc::clone(upper), lower: Arc::clone(lower), is_top: index == 0 }))
+    }
+
+    /// Opens both layers for writing and puts them in the chain, with the routing if writes come.
+    fn begin_merge(&self, pair: Pair) -> Result<Merging, MergeError> {
+        let failed = |error| open_failed(&pair.upper.path, error);
+        let lower = Arc::new(pair.lower.strengthen(&self.fs, &self.options).map_err(failed)?);
+        let upper = match pair.is_top {
+            true => Ok(Arc::clone(&pair.upper)),
+            false => pair.upper.strengthen(&self.fs, &self.options).map(Arc::new),
+        };
+        let upper = upper.map_err(|error| {
+            pair.give_back(&lower, None);
+            failed(error)
+        })?;
+        let merging = Merging { upper, lower, is_top: pair.is_top };
+        let installed = self.install(&pair, &merging);
+        if installed.is_err() {
+            pair.give_back(&merging.lower, (!pair.is_top).then_some(&merging.upper));
+        }
+        installed.map(|()| merging)
+    }
+
+    fn install(&self, pair: &Pair, merging: &Merging) -> Result<(), MergeError> {
+        // What is durable already need not be waited for while requests wait.
+        self.flush_quietly();
+        let mut chain = self.quiet()?;
+        let index = chain.layers.iter().position(|layer| Arc::ptr_eq(layer, &pair.upper));
+        let below = index.and_then(|index| chain.layers.get(index + 1));
+        let same =
+            below.is_some_and(|lower| Arc::ptr_eq(lower, &pair.lower)) && (index == Some(0)) == pair.is_top;
+        let Some(index) = index.filter(|_| same) else {
+            return Err(MergeError::NotInChain { upper: pair.upper.path.clone(), top: path_of_top(&chain) });
+        };
+        // The end of a layer switch may have weakened them; it does not find them any more.
+        for layer in [&merging.lower, &merging.upper] {
+            let locked = layer.file.lock(LockKind::Exclusive);
+            locked
+                .map_err(|error| open_failed(&layer.path, OpenError::from_io(&layer.path, "lock", error)))?;
+        }
+        if pair.is_top {
+            let held = merging.upper.image().map(backstay_vhd::Image::held_blocks).unwrap_or_default();
+            let block_size = merging.upper.info().map_or(512, |info| info.block_size);
+            let routing = Routing::new(merging.upper.size, block_size.trailing_zeros(), &held);
+            chain.routing = Some(Arc::new(routing));
+        }
+        for (at, layer) in [(index, &merging.upper), (index + 1, &merging.lower)] {
+            if let Some(place) = chain.layers.get_mut(at) {
+                *place = Arc::clone(layer);
+            }
+        }
+        Ok(())
+    }
+
+    /// The merge ends before the upper layer is empty: both stay, the lower one is a parent again.
+    fn end_early(&self, merging: &Merging) {
+        let routing = self.chain.enter().routing.clone();
+        if let Some(routing) = routing {
+            routing.end();
+            // Writes to the lower layer end, and are made durable while flushes still ask for that.
+            let deadline = Instant::now() + DRAIN;
+            self.chain.wait_for_leavers(&|| Instant::now() >= deadline);
+            if let Err(error) = routing.flush_lower_now(&merging.lower) {
+                let path = merging.lower.path.display();
+                tracing::error!(%path, %error, "a parent lost writes; the disk takes no more until it is opened again");
+                merging.upper.fail();
+            }
+            loop {
+                match self.chain.quiesce(Instant::now() + DRAIN) {
+                    Ok(mut chain) => {
+                        chain.routing = None;
+                        break;
+                    }
+                    Err(_) if self.merging.closing() => return,
+                    Err(_) => {
+                        tracing::warn!(path = %merging.upper.path.display(), "a merge cannot end: requests hang")
+                    }
+                }
+            }
+        }
+        merging.weaken(&merging.lower);
+        if !merging.is_top {
+            merging.weaken(&merging.upper);
+        }
+    }
+
+    /// Gives every child of the upper layer, which is empty, the lower one as its parent.
+    fn hand_children_over(
+        &self,
+        merging: &Merging,
+        children: &[PathBuf],
+        control: &MergeControl,
+    ) -> Result<Vec<PathBuf>, MergeError> {
+        let mut done = Vec::new();
+        let upper = || merging.upper.path.clone();
+        let above = {
+            let chain = self.chain.enter();
+            let index = chain.layers.iter().position(|layer| Arc::ptr_eq(layer, &merging.upper));
+            let above = index.and_then(|index| index.checked_sub(1));
+            above.and_then(|above| chain.layers.get(above).map(|layer| (Arc::clone(layer), above == 0)))
+        };
+        if let Some((child, is_top)) = above {
+            reparent_in_chain(&self.fs, &child, is_top, &merging.lower, &self.options).map_err(|source| {
+                MergeError::Reparent { upper: upper(), child: child.path.clone(), source: Box::new(source) }
+            })?;
+            control.step(MergeStep::Reparented);
+            done.push(child.path.clone());
+        }
+        let id = merging.upper.info().map(|info| info.unique_id).unwrap_or_default();
+        done.extend(self.reparent_closed(&upper(), children, id, &merging.lower, control)?);
+        Ok(done)
+    }
+
+    fn reparent_closed(
+        &self,
+        upper: &Path,
+        children: &[PathBuf],
+        id: uuid::Uuid,
+        lower: &Layer,
+        control: &MergeControl,
+    ) -> Result<Vec<PathBuf>, MergeError> {
+        for child in children {
+            let done = reparent_closed(&self.fs, child, &[id], lower, &self.options);
+            done.map_err(|source| MergeError::Reparent {
+                upper: upper.to_owned(),
+                child: child.clone(),
+                source: Box::new(source),
+            })?;
+            control.step(MergeStep::Reparented);
+        }
+        Ok(children.to_vec())
+    }
+
+    /// The upper layer is empty and nobody's parent: it leaves the chain.
+    fn take_off(
+        &self,
+        merging: &Merging,
+        reparented: Vec<PathBuf>,
+        bytes_moved: u64,
+    ) -> Result<Merged, MergeError> {
+        self.flush_quietly();
+        let taken = self.quiet().and_then(|mut chain| {
+            let index = chain.layers.iter().position(|layer| Arc::ptr_eq(layer, &merging.upper));
+            let index = index.ok_or_else(|| MergeError::Closed { upper: merging.upper.path.clone() })?;
+            chain.layers.remove(index);
+            chain.routing = None;
+            let of_upper = |warning: &ChainWarning| warning.path() == merging.upper.path;
+            chain.warnings.retain(|warning| !of_upper(warning));
+            Ok(chain.layers.iter().map(|layer| layer.path.clone()).collect())
+        });
+        let chain = match taken {
+            Ok(chain) => chain,
+            Err(error) => {
+                self.end_early(merging);
+                return Err(error);
+            }
+        };
+        if let Err(error) = merging.upper.close() {
+            tracing::warn!(path = %merging.upper.path.display(), %error, "cannot tidy up an empty layer");
+        }
+        let _closing_drops_it_too = merging.upper.file.unlock();
+        if !merging.is_top {
+            merging.weaken(&merging.lower);
+        }
+        Ok(Merged {
+            upper: merging.upper.path.clone(),
+            lower: merging.lower.path.clone(),
+            chain,
+            bytes_moved,
+            reparented,
+        })
+    }
+
+    /// The chain has no such layer: if it left the chain already, sees to it that nothing is missing.
+    fn finish_merged(
+        &self,
+        upper: &Path,
+        children: &[PathBuf],
+        control: &MergeControl,
+    ) -> Result<Merged, MergeError> {
+        let not_in_chain = || MergeError::NotInChain { upper: upper.to_owned(), top: self.top_path() };
+        let looking = DiskOptions { read_only: true, gate: None, changed: None, ..self.options.clone() };
+        let mode = LayerMode { writable: false, format: DiskFormat::Vhd };
+        let layer =
+            Layer::open(&self.fs, upper, mode, &looking).map_err(|error| open_failed(upper, error))?;
+        let (lower, above) = {
+            let chain = self.chain.enter();
+            let is_lower =
+                |lower: &Arc<Layer>| lower.info().is_some_and(|info| is_empty_child(&layer, info.unique_id));
+            let index = chain.layers.iter().position(is_lower).ok_or_else(not_in_chain)?;
+            let above = index.checked_sub(1).and_then(|above| chain.layers.get(above)).cloned();
+            (chain.layers.get(index).cloned(), above.zip(index.checked_sub(1)))
+        };
+        let lower = lower.ok_or_else(not_in_chain)?;
+        let mut reparented = Vec::new();
+        if let Some((child, index)) = above {
+            // Its header is right, or this chain would be another one; the copy of its footer may not be.
+            let done = reparent_in_chain(&self.fs, &child, index == 0, &lower, &self.options);
+            done.map_err(|source| MergeError::Reparent {
+                upper: upper.to_owned(),
+                child: child.path.clone(),
+                source: Box::new(source),
+            })?;
+            reparented.push(child.path.clone());
+        }
+        let id = layer.info().map(|info| info.unique_id).unwrap_or_default();
+        reparented.extend(self.reparent_closed(upper, children, id, &lower, control)?);
+        let chain = self.chain.enter().layers.iter().map(|layer| layer.path.clone()).collect();
+        Ok(Merged { upper: layer.path.clone(), lower: lower.path.clone(), chain, bytes_moved: 0, reparented })
+    }
+
+    fn quiet(&self) -> Result<Quiet<'_, Chain>, MergeError> {
+        let quiet = self.chain.quiesce(Instant::now() + DRAIN);
+        quiet.map_err(|_| MergeError::Hanging { path: self.top_path() })
+    }
+
+    /// Whoever needs it flushed meets the failure.
+    fn flush_quietly(&self) {
+        let _only_saves_time = crate::Backend::flush(self);
+    }
+}
+
+/// Whether somebody may write to the disk meanwhile.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Use {
+    Served,
+    Alone,
+}
+
+/// A layer that is to be merged, and its parent, as they are in the chain.
+struct Pair {
+    upper: Arc<Layer>,
+    lower: Arc<Layer>,
+    is_top: bool,
+}
+
+/// The same two, both open for writing.
+struct Merging {
+    upper: Arc<Layer>,
+    lower: Arc<Layer>,
+    is_top: bool,
+}
+
+impl Pair {
+    fn check(&self, children: &[PathBuf], used: Use) -> Result<(), MergeError> {
+        let (upper, lower) = (&self.upper, &self.lower);
+        if let Some(child) = children.first().filter(|_| self.is_top && used == Use::Served) {
+            return Err(MergeError::ChildOfTop { upper: upper.path.clone(), child: child.clone() });
+        }
+        if upper.size != lower.size {
+            return Err(MergeError::SizeDiffers {
+                upper: upper.path.clone(),
+                upper_size: upper.size,
+                lower: lower.path.clone(),
+                lower_size: lower.size,
+            });
+        }
+        match [upper, lower].into_iter().find(|layer| layer.info().is_some_and(|info| info.saved_state)) {
+            Some(saved) => Err(MergeError::SavedState { path: saved.path.clone() }),
+            None => Ok(()),
+        }
+    }
+
+    /// Undoes what opened them for writing.
+    fn give_back(&self, lower: &Layer, upper: Option<&Arc<Layer>>) {
+        for (before, now) in [(&self.lower, Some(lower)), (&self.upper, upper.map(AsRef::as_ref))] {
+            let Some(now) = now else { continue };
+            let given = now.weaken().and_then(|()| before.file.lock(LockKind::Shared));
+            if let Err(error) = given {
+                tracing::warn!(path = %before.path.display(), %error, "cannot give a parent back");
+            }
+        }
+    }
+}
+
+impl Merging {
+    fn mover<'a>(&self, disk: &'a Disk, control: &'a MergeControl) -> Mover<'a> {
+        let chain = disk.chain.enter();
+        let below =
+            chain.layers.iter().skip_while(|layer| !Arc::ptr_eq(layer, &self.lower)).cloned().collect();
+        Mover {
+            disk,
+            control,
+            upper: Arc::clone(&self.upper),
+            below,
+            routing: chain.routing.clone(),
+            pace: Pace::new(),
+            buf: Vec::new(),
+            moved: 0,
+            since_writeback: 0,
+        }
+    }
+
+    fn weaken(&self, layer: &Layer) {
+        if let Err(error) = layer.weaken() {
+            tracing::warn!(path = %layer.path.display(), %error, "cannot tidy up after a merge");
+        }
+    }
+}
+
+fn open_failed(upper: &Path, source: OpenError) -> MergeError {
+    MergeError::Open { upper: upper.to_owned(), source: Box::new(source) }
+}
+
+fn path_of_top(chain: &Chain) -> PathBuf {
+    chain.top().map(|top| top.path.clone()).unwrap_or_default()
 }
 
 /// Moves a differencing file that nobody uses into its parent. `children` are all files that have `upper` as their parent; they must be
@@ -75,23 +449,12 @@ pub fn merge_offline(
     control: &MergeControl,
 ) -> Result<Merged, MergeError> {
     let opened = Disk::open_on(Arc::clone(fs), upper, DiskOptions { read_only: false, ..options.clone() });
-    let disk =
-        opened.map_err(|source| MergeError::Open { upper: upper.to_owned(), source: Box::new(source) })?;
-    disk.merge_layer(upper, children, control)
-}
-
-/// Tells a closed differencing disk that its parent is at `parent` now. The parent must be the one it was made from (by unique id), or
-/// the parent of that if that one is empty. At every instant, also after a power cut, the file is whole and
-/// names the old or the new parent.
-///
-/// # Errors
-/// [`ReparentError`].
-pub fn reparent(
-    fs: &Arc<dyn FileSystem>,
-    child: &Path,
-    parent: &Path,
-    options: &DiskOptions,
-) -> Result<(), ReparentError> {
-    let _ = (fs, parent, options);
-    Err(ReparentError::NotDifferencing { child: child.to_owned() })
+    let disk = opened.map_err(|source| open_failed(upper, source))?;
+    let merged = disk.merge(upper, children, control, Use::Alone)?;
+    disk.close().map_err(|error| MergeError::Io {
+        path: merged.lower.clone(),
+        action: "close",
+        source: std::io::Error::other(error),
+    })?;
+    Ok(merged)
 }

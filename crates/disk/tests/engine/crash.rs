@@ -14,15 +14,15 @@ use std::{
 };
 use uuid::Uuid;
 
-const BLOCK_SIZE: u32 = 512 << 10;
-const SECTORS: u64 = 3 * 1024 + 100; // three blocks and a piece
-const RUN: &str = "/run/shadow";
+pub const BLOCK_SIZE: u32 = 512 << 10;
+pub const SECTORS: u64 = 3 * 1024 + 100; // three blocks and a piece
+pub const RUN: &str = "/run/shadow";
 
-fn shared(fs: &Arc<SimFs>) -> Arc<dyn FileSystem> {
+pub fn shared(fs: &Arc<SimFs>) -> Arc<dyn FileSystem> {
     Arc::clone(fs) as Arc<dyn FileSystem>
 }
 
-fn options() -> DiskOptions {
+pub fn options() -> DiskOptions {
     DiskOptions { runtime_dir: Some(PathBuf::from(RUN)), ..DiskOptions::default() }
 }
 
@@ -30,16 +30,16 @@ fn identity(number: u128) -> Identity {
     Identity { unique_id: Uuid::from_u128(number), time: VhdTime(1) }
 }
 
-fn make(fs: &Arc<SimFs>, path: &str, what: &NewDisk, number: u128) -> io::Result<()> {
+pub fn make(fs: &Arc<SimFs>, path: &str, what: &NewDisk, number: u128) -> io::Result<()> {
     let plan = NewDiskPlan::new(&shared(fs), Path::new(path), what, identity(number), &options());
     plan.and_then(|plan| plan.execute(&shared(fs))).map_err(io::Error::other)
 }
 
 /// What each sector may hold: versions are small numbers, 0 is zeros.
-struct Model {
+pub struct Model {
     /// Last version known durable, and everything written since, oldest first.
-    sectors: Vec<Vec<u32>>,
-    next: u32,
+    pub sectors: Vec<Vec<u32>>,
+    pub next: u32,
 }
 
 impl Model {
@@ -57,7 +57,7 @@ impl Model {
     }
 
     /// Everything so far is durable.
-    fn flushed(&mut self) {
+    pub fn flushed(&mut self) {
         for versions in &mut self.sectors {
             let last = versions[versions.len() - 1];
             *versions = vec![last];
@@ -84,23 +84,28 @@ fn version_of(sector: u64, bytes: &[u8]) -> Option<u32> {
 }
 
 /// One machine with one disk and what a user knows about it.
-struct Machine {
-    fs: Arc<SimFs>,
-    disk: Arc<Disk>,
-    model: Model,
-    top: PathBuf,
+pub struct Machine {
+    pub fs: Arc<SimFs>,
+    pub disk: Arc<Disk>,
+    pub model: Model,
+    pub top: PathBuf,
     /// A layer switch under way: the new top.
-    switching: Option<PathBuf>,
-    layers: u128,
-    trims: bool,
+    pub switching: Option<PathBuf>,
+    pub layers: u128,
+    pub trims: bool,
 }
 
 impl Machine {
     /// A disk `depth` layers above a dynamic one, some content in each, all durable.
     fn new(rng: &mut Rng, depth: u128, trims: bool) -> Self {
+        let base = NewDisk::Dynamic { size: SECTORS * 512, block_size: BLOCK_SIZE };
+        Self::above(rng, &base, depth, trims)
+    }
+
+    /// A disk `depth` layers above a new one.
+    pub fn above(rng: &mut Rng, base: &NewDisk, depth: u128, trims: bool) -> Self {
         let fs = SimFs::new();
-        let size = SECTORS * 512;
-        make(&fs, "/d/0.vhd", &NewDisk::Dynamic { size, block_size: BLOCK_SIZE }, 1).unwrap();
+        make(&fs, "/d/0.vhd", base, 1).unwrap();
         let top = PathBuf::from("/d/0.vhd");
         let disk = Disk::open_on(shared(&fs), &top, options()).unwrap();
         let model = Model::new();
@@ -121,7 +126,7 @@ impl Machine {
         (sector, (1 + rng.below(most)).min(SECTORS - sector))
     }
 
-    fn write(&mut self, rng: &mut Rng) -> io::Result<()> {
+    pub fn write(&mut self, rng: &mut Rng) -> io::Result<()> {
         let (sector, count) = Self::pick(rng);
         let version = self.model.next;
         self.model.next += 1;
@@ -130,7 +135,7 @@ impl Machine {
         self.disk.write(sector * 512, &data)
     }
 
-    fn zero(&mut self, rng: &mut Rng) -> io::Result<()> {
+    pub fn zero(&mut self, rng: &mut Rng) -> io::Result<()> {
         let (sector, count) = Self::pick(rng);
         self.model.add(sector, count, 0);
         if rng.one_in(2) {
@@ -141,7 +146,7 @@ impl Machine {
     }
 
     /// The content is old or zero afterwards; which, is seen by reading.
-    fn trim(&mut self, rng: &mut Rng) -> io::Result<()> {
+    pub fn trim(&mut self, rng: &mut Rng) -> io::Result<()> {
         let (sector, count) = Self::pick(rng);
         for versions in self.model.range(sector, count) {
             let old = versions[versions.len() - 1];
@@ -157,7 +162,7 @@ impl Machine {
         Ok(())
     }
 
-    fn flush(&mut self) -> io::Result<()> {
+    pub fn flush(&mut self) -> io::Result<()> {
         self.disk.flush()?;
         self.model.flushed();
         Ok(())
@@ -174,7 +179,7 @@ impl Machine {
         Ok(())
     }
 
-    fn reopen(&mut self) -> io::Result<()> {
+    pub fn reopen(&mut self) -> io::Result<()> {
         self.disk.close().map_err(io::Error::other)?;
         self.model.flushed();
         self.disk = Disk::open_on(shared(&self.fs), &self.top, options()).map_err(io::Error::other)?;
@@ -211,7 +216,11 @@ impl Machine {
 }
 
 /// Checks the content of a disk that was found after a crash; what was found.
-fn check_found(disk: &Disk, model: &Model, allowed: impl Fn(&[u32]) -> &[u32]) -> Result<Vec<u32>, String> {
+pub fn check_found(
+    disk: &Disk,
+    model: &Model,
+    allowed: impl Fn(&[u32]) -> &[u32],
+) -> Result<Vec<u32>, String> {
     let mut bytes = vec![0; usize::try_from(SECTORS * 512).unwrap()];
     disk.read(0, &mut bytes).map_err(|error| report(&error))?;
     let mut found = Vec::new();
@@ -288,7 +297,7 @@ fn power_loss(seed: u64, arm: impl Fn(&SimFs, &mut Rng)) -> Result<(), String> {
     survives(&machine, &after, &mut rng, |versions| versions)
 }
 
-fn run_all(seeds: std::ops::Range<u64>, one: impl Fn(u64) -> Result<(), String> + Sync) {
+pub fn run_all(seeds: std::ops::Range<u64>, one: impl Fn(u64) -> Result<(), String> + Sync) {
     let failed = first_failure(seeds, one);
     if let Some((seed, error)) = failed {
         panic!("seed {seed}: {error}");
@@ -296,7 +305,7 @@ fn run_all(seeds: std::ops::Range<u64>, one: impl Fn(u64) -> Result<(), String> 
 }
 
 /// The first seed that fails, on all processors.
-fn first_failure(
+pub fn first_failure(
     seeds: std::ops::Range<u64>,
     one: impl Fn(u64) -> Result<(), String> + Sync,
 ) -> Option<(u64, String)> {

@@ -9,6 +9,8 @@ mod fallback;
 mod host;
 mod kill;
 mod leftovers;
+mod merge;
+mod merge_crash;
 mod model;
 mod simfs;
 mod space;

@@ -364,6 +364,11 @@ impl DiskFile for SimFile {
         Ok(())
     }
 
+    fn unlock(&self) -> io::Result<()> {
+        self.locks.held.lock().unwrap().retain(|(_, opening, _)| *opening != self.opening);
+        Ok(())
+    }
+
     fn punches(&self) -> bool {
         true
     }

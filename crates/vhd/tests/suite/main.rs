@@ -13,3 +13,4 @@ mod oracles;
 mod parents;
 mod plans;
 mod refusals;
+mod reparent;

@@ -1,0 +1,336 @@
+//! Moving the blocks: a batch at a time, each step in the one order that no crash can make wrong.
+//!
+//! ```text
+//!  1 writes to the batch go to both layers        wait for writes under way
+//!  2 copy what the upper layer holds
+//!  3 lower counts too: its failures fail requests  wait for writes under way
+//!  4 flush the lower layer                         a crash finds all in the upper layer, still
+//!  5 clear the upper layer's table entries
+//!  6 flush the upper layer                         a crash finds either, and both are complete
+//!  7 readers and writers go to the lower layer
+//!  8 punch out the blocks                          once nobody reads there
+//! ```
+
+use super::{MergeControl, MergeError, MergeStep, control::Pace, route::Routing};
+use crate::{
+    backend::ZeroMode,
+    disk::Disk,
+    layer::Layer,
+    status::data_runs,
+    write::{write_layers, zero_layers},
+};
+use backstay_vhd::{FileSpan, Image, ReadExtent, Source};
+use std::{
+    io::{self, ErrorKind},
+    sync::Arc,
+};
+
+/// Bytes of data in a batch.
+const BATCH: u64 = 32 << 20;
+/// Blocks in a batch: as many are written twice at a time.
+const BATCH_BLOCKS: usize = 256;
+/// Bytes copied at once; a write to the same block waits that long at most.
+const PIECE: u64 = 256 << 10;
+/// Bytes after which the device is told to begin.
+const WRITEBACK: u64 = 4 << 20;
+/// Data is looked through for holes from this size on.
+const LOOK_FOR_HOLES: u64 = 64 << 10;
+
+pub(super) struct Mover<'a> {
+    pub(super) disk: &'a Disk,
+    pub(super) control: &'a MergeControl,
+    pub(super) upper: Arc<Layer>,
+    /// The lower layer and its parents.
+    pub(super) below: Vec<Arc<Layer>>,
+    /// If the upper layer is the top.
+    pub(super) routing: Option<Arc<Routing>>,
+    pub(super) pace: Pace,
+    pub(super) buf: Vec<u8>,
+    pub(super) moved: u64,
+    pub(super) since_writeback: u64,
+}
+
+/// A part of a piece that the upper layer holds.
+#[derive(Clone, Copy, Debug)]
+struct Run {
+    /// Offset in the piece.
+    at: u64,
+    len: u64,
+    zero: bool,
+}
+
+impl Mover<'_> {
+    /// Moves everything.
+    pub(super) fn run(&mut self) -> Result<(), MergeError> {
+        let mut left = self.image()?.held_blocks();
+        self.control.begin(left.len() as u64);
+        self.control.step(MergeStep::Begun);
+        while !left.is_empty() {
+            let before = left.len();
+            self.pass(&left)?;
+            left = self.image()?.held_blocks();
+            if left.len() >= before {
+                // Each of them was dropped from its batch because the lower layer refused a write.
+                let refused = io::Error::other("its parent refuses writes");
+                return Err(self.failed(self.lower()?, "write to", refused));
+            }
+        }
+        self.control.step(MergeStep::Emptied);
+        Ok(())
+    }
+
+    fn pass(&mut self, blocks: &[u32]) -> Result<(), MergeError> {
+        let mut rest = blocks;
+        while !rest.is_empty() {
+            let mut bytes = 0;
+            let mut count = 0;
+            for block in rest.iter().take(self.control.batch_blocks(BATCH_BLOCKS)) {
+                if bytes >= BATCH {
+                    break;
+                }
+                let held = self.image()?.held_bytes(*block);
+                bytes += held.map_err(|error| self.failed(&self.upper, "read", error.into()))?;
+                count += 1;
+            }
+            let (batch, behind) = rest.split_at(count);
+            rest = behind;
+            let done = self.batch(batch);
+            if let Some(routing) = &self.routing {
+                routing.keep(batch);
+                routing.lower_counts(false);
+            }
+            done?;
+        }
+        Ok(())
+    }
+
+    fn batch(&mut self, batch: &[u32]) -> Result<(), MergeError> {
+        if let Some(routing) = &self.routing {
+            routing.copy(batch);
+            self.wait_for_leavers()?;
+        }
+        for block in batch {
+            self.copy_block(*block)?;
+        }
+        let mut batch = batch.to_vec();
+        if let Some(routing) = &self.routing {
+            routing.lower_counts(true);
+            self.wait_for_leavers()?;
+            batch.retain(|block| routing.is_copying(*block));
+        }
+        if self.stopped() {
+            return Err(self.why_stopped());
+        }
+        let spans = self.hand_over(&batch)?;
+        self.control.blocks_done(batch.len() as u64);
+        self.control.step(MergeStep::Release);
+        self.release(spans)
+    }
+
+    /// Steps 4 to 7.
+    fn hand_over(&self, batch: &[u32]) -> Result<Vec<FileSpan>, MergeError> {
+        let (image, lower) = (self.image()?, self.lower()?);
+        self.control.step(MergeStep::LowerFlush);
+        let flushed = match &self.routing {
+            Some(routing) => routing.flush_lower_now(lower),
+            None => lower.flush(),
+        };
+        flushed.map_err(|error| self.failed(lower, "flush", error))?;
+        self.control.step(MergeStep::Clear);
+        let cleared = image.clear_entries(batch);
+        cleared.map_err(|error| self.failed(&self.upper, "write to", error.into()))?;
+        self.control.step(MergeStep::UpperFlush);
+        self.upper.flush().map_err(|error| self.failed(&self.upper, "flush", error))?;
+        self.control.step(MergeStep::Redirect);
+        Ok(match &self.routing {
+            None => image.drop_blocks(batch),
+            Some(routing) => {
+                let drop = |block: &u32| routing.moved(*block, || image.drop_blocks(&[*block]));
+                batch.iter().flat_map(drop).collect()
+            }
+        })
+    }
+
+    /// Gives the space of blocks back once nobody can read them. A failure costs space and nothing else.
+    fn release(&self, mut spans: Vec<FileSpan>) -> Result<(), MergeError> {
+        self.wait_for_leavers()?;
+        spans.sort_by_key(|span| span.offset);
+        let mut joined: Vec<FileSpan> = Vec::new();
+        for span in spans {
+            match joined.last_mut() {
+                Some(last) if last.offset + last.len == span.offset => last.len += span.len,
+                _ => joined.push(span),
+            }
+        }
+        for span in joined {
+            match self.upper.file.zero_range(span.offset, span.len) {
+                Ok(()) => self.control.freed(span.len),
+                Err(error) => {
+                    tracing::warn!(path = %self.upper.path.display(), %error, "cannot free the space of merged blocks");
+                    break;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn copy_block(&mut self, block: u32) -> Result<(), MergeError> {
+        let size = u64::from(self.upper.info().map_or(0, |info| info.block_size));
+        let start = u64::from(block) * size;
+        let end = (start + size).min(self.upper.size);
+        let mut at = start;
+        while at < end {
+            let len = PIECE.min(end - at);
+            self.copy_piece(block, at, len)?;
+            at += len;
+        }
+        Ok(())
+    }
+
+    /// Copies what the upper layer holds of a range in one block.
+    fn copy_piece(&mut self, block: u32, at: u64, len: u64) -> Result<(), MergeError> {
+        // Read before writers are kept out; if one came, again.
+        let version = self.routing.as_ref().map(|routing| routing.version(block));
+        let mut runs = self.read(at, len)?;
+        if runs.is_empty() {
+            return Ok(());
+        }
+        let bytes: u64 = runs.iter().map(|run| run.len).sum();
+        let (disk, control) = (self.disk, self.control);
+        self.pace.wait(control, bytes, &|| control.is_cancelled() || disk.merging.closing());
+        if self.stopped() {
+            return Err(self.why_stopped());
+        }
+        let routing = self.routing.clone();
+        let alone = routing.as_ref().map(|routing| routing.lock(block));
+        if let Some(routing) = &routing {
+            if !routing.is_copying(block) {
+                return Ok(());
+            }
+            if version != Some(routing.version(block)) {
+                runs = self.read(at, len)?;
+            }
+        }
+        for run in &runs {
+            self.write(at, *run).map_err(|error| self.lower_failed(error))?;
+        }
+        drop(alone);
+        self.moved += bytes;
+        self.control.moved(bytes);
+        self.since_writeback += bytes;
+        if self.since_writeback >= WRITEBACK {
+            self.since_writeback = 0;
+            self.lower()?.file.start_writeback(0, i64::MAX.unsigned_abs());
+        }
+        self.control.step(MergeStep::Copied);
+        Ok(())
+    }
+
+    /// Reads what the upper layer holds of a range into the buffer, at its place in the range.
+    fn read(&mut self, at: u64, len: u64) -> Result<Vec<Run>, MergeError> {
+        let upper = Arc::clone(&self.upper);
+        let failed = |error: io::Error| self.failed(&upper, "read", error);
+        let mut extents: Vec<ReadExtent> = Vec::new();
+        upper.resolve(at, len, &mut extents).map_err(|error| failed(error.into()))?;
+        let mut runs = Vec::new();
+        let mut places = Vec::new();
+        let mut within = 0;
+        for extent in extents {
+            if let Source::Data { file_offset } = extent.source {
+                find_runs(&upper, within, file_offset, extent.len, &mut runs).map_err(failed)?;
+                places.push((within, extent.len, file_offset));
+            }
+            within += extent.len;
+        }
+        self.buf.resize(as_usize(len), 0);
+        // Blocks lie in the file as on the disk, so that one read gets many runs and what is between them.
+        if let (Some(first), Some(last)) = (places.first(), places.last()) {
+            let span = last.0 + last.1 - first.0;
+            let held: u64 = places.iter().map(|place| place.1).sum();
+            let one_run = last.2.checked_sub(first.2) == Some(last.0 - first.0);
+            if one_run && held >= span / 8 {
+                places = vec![(first.0, span, first.2)];
+            }
+        }
+        for (within, len, file_offset) in places {
+            let part = self.buf.get_mut(as_usize(within)..as_usize(within + len)).unwrap_or_default();
+            let read = upper.read_data(part, file_offset, true);
+            read.map_err(|error| self.failed(&upper, "read", error))?;
+        }
+        Ok(runs)
+    }
+
+    fn write(&self, at: u64, run: Run) -> io::Result<()> {
+        if run.zero {
+            let mode = ZeroMode { may_unmap: true, fast_only: false };
+            return zero_layers(&self.below, at + run.at, run.len, mode);
+        }
+        let data = self.buf.get(as_usize(run.at)..as_usize(run.at + run.len)).unwrap_or_default();
+        write_layers(&self.below, at + run.at, data)
+    }
+
+    fn wait_for_leavers(&self) -> Result<(), MergeError> {
+        match self.disk.chain.wait_for_leavers(&|| self.stopped()) {
+            true => Ok(()),
+            false => Err(self.why_stopped()),
+        }
+    }
+
+    fn stopped(&self) -> bool {
+        self.control.is_cancelled() || self.disk.merging.closing()
+    }
+
+    fn why_stopped(&self) -> MergeError {
+        let upper = self.upper.path.clone();
+        match self.disk.merging.closing() {
+            true => MergeError::Closed { upper },
+            false => MergeError::Cancelled { upper },
+        }
+    }
+
+    fn image(&self) -> Result<&Image, MergeError> {
+        self.upper.image().ok_or_else(|| MergeError::NoParent { upper: self.upper.path.clone() })
+    }
+
+    pub(super) fn lower(&self) -> Result<&Layer, MergeError> {
+        let lower = self.below.first().map(AsRef::as_ref);
+        lower.ok_or_else(|| MergeError::NoParent { upper: self.upper.path.clone() })
+    }
+
+    fn failed(&self, layer: &Layer, action: &'static str, source: io::Error) -> MergeError {
+        MergeError::Io { path: layer.path.clone(), action, source }
+    }
+
+    fn lower_failed(&self, source: io::Error) -> MergeError {
+        let upper = self.upper.path.clone();
+        let lower = match self.lower() {
+            Ok(lower) => lower.path.clone(),
+            Err(error) => return error,
+        };
+        let full = [ErrorKind::StorageFull, ErrorKind::QuotaExceeded, ErrorKind::FileTooLarge];
+        if !full.contains(&source.kind()) {
+            return MergeError::Io { path: lower, action: "write to", source };
+        }
+        let size = u64::from(self.upper.info().map_or(0, |info| info.block_size));
+        let left = self.upper.image().map_or(0, |image| image.held_blocks().len()) as u64 * size;
+        MergeError::NoSpace { upper, lower, left, source }
+    }
+}
+
+/// Splits data into what was written and what is a hole of the file.
+fn find_runs(layer: &Layer, at: u64, file_offset: u64, len: u64, runs: &mut Vec<Run>) -> io::Result<()> {
+    if len < LOOK_FOR_HOLES {
+        runs.push(Run { at, len, zero: false });
+        return Ok(());
+    }
+    let mut done = 0;
+    data_runs(layer, file_offset, len, &mut |len, data| {
+        runs.push(Run { at: at + done, len, zero: !data });
+        done += len;
+        Ok(())
+    })
+}
+
+fn as_usize(value: u64) -> usize {
+    usize::try_from(value).unwrap_or(usize::MAX)
+}

@@ -1,0 +1,359 @@
+//! Merges on the host's files: many writers and readers meanwhile, other programs as judges, limits and refusals.
+
+use crate::support::{
+    BLOCK_SIZE, SECTOR, assert_same, child_of, dynamic, folder, have, make, open, read_all, report,
+    seven_zip, stamp, with_shadow,
+};
+use backstay_disk::{
+    Backend, Disk, DiskOptions, MergeControl, MergeError, NewDisk, ReparentError, ZeroMode, fs::HostFs,
+    merge_offline, reparent,
+};
+use backstay_vhd::testing::Rng;
+use std::{
+    path::{Path, PathBuf},
+    process::Command,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::SeqCst},
+    },
+};
+
+const SIZE: u64 = 24 << 20;
+
+/// A base of some kind and `layers` above it, each with content of its own.
+fn chain(folder: &Path, base: &NewDisk, layers: usize) -> Vec<PathBuf> {
+    let mut paths = vec![folder.join("base.vhd")];
+    make(&paths[0], base);
+    let mut rng = Rng::new(7);
+    for level in 0..=layers {
+        let path = paths[level].clone();
+        let disk = open(&path, with_shadow(folder));
+        for _ in 0..40 {
+            let offset = rng.below(SIZE / SECTOR - 200) * SECTOR;
+            disk.write(offset, &stamp(offset, (1 + rng.below(200)) * SECTOR, 1000 + level as u64)).unwrap();
+        }
+        disk.write_zeroes(
+            rng.below(SIZE / SECTOR - 3000) * SECTOR,
+            3000 * SECTOR,
+            ZeroMode { may_unmap: true, fast_only: false },
+        )
+        .unwrap();
+        disk.close().unwrap();
+        if level < layers {
+            let child = folder.join(format!("{level}.avhd"));
+            child_of(&path, &child);
+            paths.push(child);
+        }
+    }
+    paths
+}
+
+fn bases() -> [NewDisk; 3] {
+    [
+        NewDisk::Fixed { size: SIZE },
+        NewDisk::Dynamic { size: SIZE, block_size: BLOCK_SIZE },
+        NewDisk::Dynamic { size: SIZE, block_size: 2 << 20 },
+    ]
+}
+
+fn raw(path: &Path) -> Vec<u8> {
+    let out = path.with_extension("raw-copy");
+    let run = Command::new("qemu-img")
+        .args(["convert", "-f", "vpc", "-O", "raw"])
+        .arg(path)
+        .arg(&out)
+        .output()
+        .unwrap();
+    assert!(run.status.success(), "{}", String::from_utf8_lossy(&run.stderr));
+    let mut bytes = std::fs::read(&out).unwrap();
+    std::fs::remove_file(out).unwrap();
+    bytes.truncate(usize::try_from(SIZE).unwrap());
+    bytes
+}
+
+#[test]
+fn a_merged_disk_is_right_for_other_programs() {
+    if !have("qemu-img") || !have("7zz") {
+        return;
+    }
+    for base in bases() {
+        let folder = folder();
+        let paths = chain(folder.path(), &base, 3);
+        let before = read_all(&open(&paths[3], DiskOptions::read_only()));
+        let middle = read_all(&open(&paths[2], DiskOptions::read_only()));
+        let merge = |upper: &Path, children: &[PathBuf]| {
+            let control = MergeControl::new();
+            let merged =
+                merge_offline(&HostFs::shared(), upper, children, &with_shadow(folder.path()), &control);
+            let merged = merged.unwrap_or_else(|error| panic!("{}", report(&error)));
+            assert_eq!(control.progress().blocks_done, control.progress().blocks_total);
+            std::fs::remove_file(upper).unwrap();
+            merged
+        };
+        // Into a differencing disk, with a child above; then into the base; then the last one.
+        let merged = merge(&paths[2], &paths[3..]);
+        assert_eq!(merged.reparented, [paths[3].canonicalize().unwrap()]);
+        assert_same(&seven_zip(&paths[3]), &before, "7-Zip, the child of a merged layer");
+        assert_same(&seven_zip(&paths[1]), &middle, "7-Zip, a differencing disk that took a layer");
+        merge(&paths[1], &paths[3..]);
+        assert_same(&raw(&paths[0]), &middle, "qemu-img, a base that took a layer");
+        assert_same(&seven_zip(&paths[3]), &before, "7-Zip, the last child");
+        let info = Command::new("7zz").args(["l", "-tVHD", "-slt"]).arg(&paths[3]).output().unwrap();
+        assert!(String::from_utf8_lossy(&info.stdout).contains("base.vhd"), "7-Zip names the new parent");
+        merge(&paths[3], &[]);
+        assert_same(&raw(&paths[0]), &before, "qemu-img, all in one");
+        assert_same(&seven_zip(&paths[0]), &before, "7-Zip, all in one");
+    }
+}
+
+/// Writers own every n-th sector each, readers look for what they know; layers are merged below them and at the top.
+fn hammer(base: &NewDisk, upper: usize, seed: u64) {
+    const WRITERS: u64 = 3;
+    let folder = folder();
+    let paths = chain(folder.path(), base, 3);
+    let disk = open(&paths[3], with_shadow(folder.path()));
+    let before = read_all(&disk);
+    let sectors = SIZE / SECTOR;
+    let stop = AtomicBool::new(false);
+    let mut model = before.clone();
+    let written: Vec<Vec<u64>> = std::thread::scope(|scope| {
+        let writers: Vec<_> = (0..WRITERS)
+            .map(|writer| {
+                let (disk, stop, before) = (&disk, &stop, &before);
+                scope.spawn(move || {
+                    let mut rng = Rng::new(seed * 100 + writer);
+                    let mut mine = vec![0; usize::try_from(sectors / WRITERS).unwrap()];
+                    let mut version = 1;
+                    while !stop.load(SeqCst) || version < 300 {
+                        version += 1;
+                        // Some writers have a hot spot.
+                        let slot = if rng.one_in(2) { rng.below(mine.len() as u64) } else { rng.below(300) };
+                        let offset = (slot * WRITERS + writer) * SECTOR;
+                        let index = usize::try_from(slot).unwrap();
+                        let mut found = [0; 512];
+                        match rng.below(8) {
+                            0 => disk.flush().unwrap(),
+                            1 => {
+                                let mode = ZeroMode { may_unmap: true, fast_only: false };
+                                disk.write_zeroes(offset, SECTOR, mode).unwrap();
+                                mine[index] = u64::MAX;
+                            }
+                            2 | 3 => {
+                                disk.read(offset, &mut found).unwrap();
+                                let at = usize::try_from(offset).unwrap();
+                                let expected = match mine[index] {
+                                    0 => before[at..at + 512].to_vec(),
+                                    u64::MAX => vec![0; 512],
+                                    version => stamp(offset, SECTOR, version),
+                                };
+                                assert_same(&found, &expected, "a sector that only this thread writes");
+                            }
+                            _ => {
+                                disk.write(offset, &stamp(offset, SECTOR, version)).unwrap();
+                                mine[index] = version;
+                            }
+                        }
+                    }
+                    mine
+                })
+            })
+            .collect();
+        let mut left: Vec<usize> = (1..=3).collect();
+        let mut next = upper;
+        // Each merge is cancelled once, and gone on with.
+        while let Some(at) = left.iter().position(|level| *level == next) {
+            let early = MergeControl::new().in_batches_of(2);
+            let ended = std::thread::scope(|merging| {
+                let ended = merging.spawn(|| disk.merge_layer(&paths[next], &[], &early));
+                while early.progress().blocks_done < 2 && !ended.is_finished() {
+                    std::thread::yield_now();
+                }
+                early.cancel();
+                ended.join().unwrap()
+            });
+            if let Err(error) = ended {
+                assert!(matches!(error, MergeError::Cancelled { .. }), "{}", report(&error));
+                let control = MergeControl::new().in_batches_of(3);
+                let merged = disk.merge_layer(&paths[next], &[], &control);
+                let merged = merged.unwrap_or_else(|error| panic!("{}", report(&error)));
+                assert_eq!(merged.upper, paths[next].canonicalize().unwrap());
+            }
+            std::fs::remove_file(&paths[next]).unwrap();
+            left.remove(at);
+            next = left.last().copied().unwrap_or(0);
+        }
+        stop.store(true, SeqCst);
+        writers.into_iter().map(|writer| writer.join().unwrap()).collect()
+    });
+    for (writer, slots) in (0..).zip(written) {
+        for (slot, version) in (0..).zip(slots).filter(|(_, version)| *version != 0) {
+            let offset = (slot * WRITERS + writer) * SECTOR;
+            let at = usize::try_from(offset).unwrap();
+            let bytes = if version == u64::MAX { vec![0; 512] } else { stamp(offset, SECTOR, version) };
+            model[at..at + 512].copy_from_slice(&bytes);
+        }
+    }
+    assert_same(&read_all(&disk), &model, "after all merges");
+    assert_eq!(disk.chain().len(), 1);
+    disk.close().unwrap();
+    let again = open(&paths[0], with_shadow(folder.path()));
+    assert_same(&read_all(&again), &model, "opened again");
+}
+
+#[test]
+fn many_writers_and_readers_notice_nothing() {
+    for (seed, base) in (0..).zip(bases()) {
+        for upper in [1, 2, 3] {
+            hammer(&base, upper, seed * 10 + upper as u64);
+        }
+    }
+}
+
+#[test]
+fn space_comes_back_while_it_runs_and_the_empty_file_is_small() {
+    let folder = folder();
+    let base = dynamic(folder.path(), "base.vhd", SIZE);
+    let child = folder.path().join("top.avhd");
+    child_of(&base, &child);
+    let disk = open(&child, with_shadow(folder.path()));
+    disk.write(0, &stamp(0, SIZE, 3)).unwrap();
+    let control = MergeControl::new();
+    let merged = disk.merge_layer(&child, &[], &control).unwrap();
+    assert_eq!(merged.chain, [base.canonicalize().unwrap()]);
+    assert_eq!((merged.bytes_moved, control.progress().bytes_moved), (SIZE, SIZE));
+    assert!(control.progress().bytes_freed >= SIZE);
+    assert!(std::fs::metadata(&child).unwrap().len() < 1 << 20);
+    assert_same(&read_all(&disk), &stamp(0, SIZE, 3), "merged");
+    disk.write(0, &stamp(0, 512, 4)).unwrap();
+    disk.close().unwrap();
+    // Both names are right until the caller has written down the new one.
+    let old_name = open(&child, with_shadow(folder.path()));
+    assert_same(&read_all(&old_name)[..512], &stamp(0, 512, 4), "the empty child");
+}
+
+#[test]
+fn a_limit_is_kept_and_can_be_lifted_and_cancelled() {
+    let folder = folder();
+    let base = dynamic(folder.path(), "base.vhd", SIZE);
+    let child = folder.path().join("top.avhd");
+    child_of(&base, &child);
+    let disk = open(&child, with_shadow(folder.path()));
+    disk.write(0, &stamp(0, SIZE, 3)).unwrap();
+    let control = Arc::new(MergeControl::new().in_batches_of(1));
+    control.set_rate(Some(1 << 20));
+    std::thread::scope(|scope| {
+        let merging = scope.spawn(|| disk.merge_layer(&child, &[], &control));
+        while control.progress().blocks_done == 0 {
+            std::thread::yield_now();
+        }
+        // One block of the 48 takes half a second; all cannot be done.
+        assert!(control.progress().blocks_done < 10 && !merging.is_finished());
+        let busy = disk.merge_layer(&child, &[], &MergeControl::new());
+        assert!(matches!(busy, Err(MergeError::Busy { .. })), "{busy:?}");
+        let next = folder.path().join("next.avhd");
+        disk.prepare_child(&next, backstay_disk::Identity::fresh()).unwrap();
+        let refused = backstay_disk::switch_all([(Arc::clone(&disk), next)]).unwrap_err();
+        assert!(matches!(refused, backstay_disk::SwitchError::Merging { .. }), "{refused:?}");
+        control.cancel();
+        let ended = merging.join().unwrap();
+        assert!(matches!(ended, Err(MergeError::Cancelled { .. })), "{ended:?}");
+    });
+    let control = Arc::new(MergeControl::new());
+    control.set_rate(Some(1));
+    std::thread::scope(|scope| {
+        let merging = scope.spawn(|| disk.merge_layer(&child, &[], &control));
+        while control.progress().blocks_total == 0 {
+            std::thread::yield_now();
+        }
+        assert!(control.progress().blocks_total < 48, "what was moved is not moved again");
+        control.set_rate(None);
+        merging.join().unwrap().unwrap();
+    });
+    assert_same(&read_all(&disk), &stamp(0, SIZE, 3), "merged");
+    // Closing ends a merge.
+    let control = Arc::new(MergeControl::new());
+    control.set_rate(Some(1));
+    let (base, child) = (base, folder.path().join("again.avhd"));
+    disk.close().unwrap();
+    child_of(&base, &child);
+    let disk = open(&child, with_shadow(folder.path()));
+    disk.write(0, &stamp(0, SIZE, 4)).unwrap();
+    std::thread::scope(|scope| {
+        let merging = scope.spawn(|| disk.merge_layer(&child, &[], &control));
+        while control.progress().blocks_total == 0 {
+            std::thread::yield_now();
+        }
+        disk.close().unwrap();
+        assert!(matches!(merging.join().unwrap(), Err(MergeError::Closed { .. })));
+    });
+    assert_same(
+        &read_all(&open(&child, with_shadow(folder.path()))),
+        &stamp(0, SIZE, 4),
+        "closed in the middle",
+    );
+}
+
+#[test]
+fn what_would_destroy_something_is_refused() {
+    let folder = folder();
+    let base = dynamic(folder.path(), "base.vhd", SIZE);
+    let (one, two) = (folder.path().join("one.avhd"), folder.path().join("two.avhd"));
+    child_of(&base, &one);
+    child_of(&base, &two);
+    let control = MergeControl::new();
+    let text = |result: Result<_, MergeError>| {
+        result.map(|_: backstay_disk::Merged| ()).map_err(|error| report(&error)).unwrap_err()
+    };
+    let disk = open(&one, with_shadow(folder.path()));
+    // Another disk reads the parent.
+    let other = open(&two, with_shadow(folder.path()));
+    other.write(0, &[6; 512]).unwrap();
+    let refused = text(disk.merge_layer(&one, &[], &control));
+    assert!(refused.contains("base.vhd is in use by"), "{refused}");
+    disk.write(0, &[5; 512]).unwrap();
+    other.close().unwrap();
+    assert!(text(disk.merge_layer(&two, &[], &control)).contains("is not a layer of"), "two is no layer");
+    assert!(text(disk.merge_layer(&base, &[], &control)).contains("has no parent"));
+    let refused = text(disk.merge_layer(&one, std::slice::from_ref(&two), &control));
+    assert!(refused.contains("is written to, so it cannot have the child"), "{refused}");
+    let looking = open(&two, DiskOptions::read_only());
+    assert!(text(looking.merge_layer(&two, &[], &control)).contains("read-only"));
+    drop(looking);
+    disk.close().unwrap();
+    // Of another size.
+    let large = folder.path().join("large.vhd");
+    make(&large, &NewDisk::Dynamic { size: 2 * SIZE, block_size: BLOCK_SIZE });
+    let wrong = reparent(&HostFs::shared(), &one, &large, &with_shadow(folder.path()));
+    assert!(matches!(wrong, Err(ReparentError::OtherParent { .. })), "{wrong:?}");
+}
+
+#[test]
+fn a_moved_parent_is_found_again() {
+    let folder = folder();
+    let base = dynamic(folder.path(), "base.vhd", SIZE);
+    let child = folder.path().join("top.avhd");
+    child_of(&base, &child);
+    let disk = open(&child, with_shadow(folder.path()));
+    disk.write(0, &stamp(0, 4096, 3)).unwrap();
+    disk.close().unwrap();
+    let len = std::fs::metadata(&child).unwrap().len();
+    let elsewhere = folder.path().join("a folder with a much longer name");
+    std::fs::create_dir(&elsewhere).unwrap();
+    let moved = elsewhere.join("moved.vhd");
+    std::fs::rename(&base, &moved).unwrap();
+    assert!(Disk::open(&child, with_shadow(folder.path())).is_err());
+    reparent(&HostFs::shared(), &child, &moved, &with_shadow(folder.path()))
+        .unwrap_or_else(|e| panic!("{}", report(&e)));
+    let disk = open(&child, with_shadow(folder.path()));
+    assert_same(&read_all(&disk)[..4096], &stamp(0, 4096, 3), "the child");
+    assert!(disk.warnings().is_empty(), "{:?}", disk.warnings());
+    disk.close().unwrap();
+    assert_eq!(std::fs::metadata(&child).unwrap().len(), len, "the file has its old length");
+    // 7-Zip looks beside the disk only.
+    let beside = folder.path().join("another name.vhd");
+    std::fs::rename(&moved, &beside).unwrap();
+    reparent(&HostFs::shared(), &child, &beside, &with_shadow(folder.path())).unwrap();
+    if have("7zz") {
+        assert_same(&seven_zip(&child)[..4096], &stamp(0, 4096, 3), "7-Zip finds it too");
+    }
+}
