@@ -14,7 +14,7 @@ SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 XTASK := $(TARGET)/debug/xtask
 
-.PHONY: help deps build guest run stop test lint fmt bench fuzz soak
+.PHONY: help deps build guest run stop test lint fmt bench fuzz soak deb
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -57,3 +57,7 @@ fuzz: deps ## run the fuzz targets (FUZZ_SECONDS each, needs a nightly toolchain
 
 soak: deps ## run the crash simulators with fresh seeds (SOAK_SECONDS)
 	@scripts/optional.sh soak
+
+deb: deps ## build the Debian package into target/debian
+	@cargo build --release -p backstay-cli -p xtask
+	@$(TARGET)/release/xtask package

@@ -19,6 +19,7 @@ libc6-dev: headers for the same
 pkg-config: finds C libraries for crates
 ca-certificates: lets cargo reach its registry
 binutils: assembles the microguest
+dpkg-dev: tells which libraries the Debian package depends on
 7zip: reads VHD chains in tests, independently of us
 libnbd-bin: NBD client in tests, independently of us
 kmod: module order of the Linux guest
@@ -150,6 +151,11 @@ check_rust() {
     if ! command -v cargo-nextest >/dev/null; then
         say "installing cargo-nextest: runs the tests (several minutes, once)"
         cargo install --locked --quiet cargo-nextest
+    fi
+    if ! command -v cargo-deb >/dev/null; then
+        say "installing cargo-deb: makes the Debian package (several minutes, once)"
+        cargo install --locked --quiet cargo-deb ||
+            say "cargo-deb could not be installed: no package can be made, and the test of it is skipped"
     fi
 }
 

@@ -8,6 +8,7 @@ mod disks;
 mod load;
 mod machine;
 mod report;
+mod scale;
 mod server;
 mod stats;
 mod vm;
@@ -88,6 +89,7 @@ fn measure(args: &Args) -> Result<()> {
     disks::run(&bench, &mut report)?;
     convert::run(&bench, &mut report)?;
     vm::run(&bench, &mut report)?;
+    scale::run(&bench, &mut report)?;
     let text = report.finish();
     println!("{text}");
     if args.only.is_none() {

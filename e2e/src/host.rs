@@ -28,6 +28,8 @@ pub struct HostOptions {
     pub qemu_user: Option<String>,
     /// The state folder, where it must lie on a certain file system.
     pub state: Option<PathBuf>,
+    /// More sections of the settings file.
+    pub settings: String,
 }
 
 /// A host. Dropping it ends every process that was started below it.
@@ -68,7 +70,8 @@ impl Host {
         let state = options.state.clone().unwrap_or_else(|| folder.path().join("state"));
         let user =
             options.qemu_user.as_ref().map(|user| format!("[qemu]\nuser = {user:?}\n")).unwrap_or_default();
-        let settings = format!("state_dir = {state:?}\nrun_dir = {:?}\n{user}", run.path());
+        let settings =
+            format!("state_dir = {state:?}\nrun_dir = {:?}\n{user}{}", run.path(), options.settings);
         fs::write(folder.path().join("backstay.toml"), settings).expect("settings");
         if options.qemu_user.is_some() {
             // QEMU has to reach its sockets as somebody else
@@ -89,6 +92,12 @@ impl Host {
     #[must_use]
     pub fn state(&self) -> &Path {
         &self.state
+    }
+
+    /// The daemon's socket.
+    #[must_use]
+    pub fn socket(&self) -> PathBuf {
+        self.run.path().join("backstay.sock")
     }
 
     /// Starts the daemon (again) and waits until it listens.

@@ -18,6 +18,17 @@ pub(crate) fn backstay() -> PathBuf {
         .expect("no `backstay` beside this executable: run `cargo build -p backstay-cli` (make test does)")
 }
 
+/// A program of this workspace that lies beside the executable under test.
+///
+/// # Panics
+/// When it was not built.
+#[must_use]
+pub fn program(name: &str) -> PathBuf {
+    around(name).unwrap_or_else(|| {
+        panic!("no `{name}` beside this executable: `cargo build -p {name}` (make test does)")
+    })
+}
+
 /// The microguest's raw disk, 1 MiB.
 ///
 /// # Panics

@@ -58,3 +58,11 @@ pub struct HostInfo {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub warnings: Vec<String>,
 }
+
+/// What the daemon logs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct LogLevel {
+    /// `error`, `warn`, `info`, `debug`, `trace`, or one for each part: `info,backstay_daemon::workers=debug`.
+    pub level: String,
+}

@@ -66,12 +66,19 @@ enum Noun {
     Daemon(cmd::daemon::DaemonArgs),
     /// Print a completion script for a shell
     Completions(cmd::completions::CompletionsArgs),
+    /// Write man pages (for the package)
+    #[command(hide = true)]
+    Man(cmd::man::ManArgs),
     /// Run one machine (started by the daemon)
     #[command(hide = true)]
     Worker(cmd::worker::WorkerArgs),
 }
 
 fn main() -> ExitCode {
+    // A host has one of these for each machine: it does without the grammar of all other commands in its memory.
+    if let Some(args) = cmd::worker::WorkerArgs::from_words(std::env::args_os()) {
+        return cmd::worker::run(&args).unwrap_or_else(|error| exit::report(&error));
+    }
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
@@ -90,6 +97,7 @@ fn main() -> ExitCode {
         Noun::Host(command) => command.run(&context),
         Noun::Daemon(args) => cmd::daemon::run(&args),
         Noun::Completions(args) => cmd::completions::run(&args, Cli::command()),
+        Noun::Man(args) => cmd::man::run(&args, Cli::command()),
         Noun::Worker(args) => return cmd::worker::run(&args).unwrap_or_else(|error| exit::report(&error)),
     };
     match result {

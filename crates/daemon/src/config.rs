@@ -1,6 +1,8 @@
 //! Settings: `/etc/backstay/backstay.toml`, overridden by the environment. No secrets.
 
+use crate::logging::{LogConfig, LogFormat};
 use serde::Deserialize;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 /// Where settings are read unless another file is named.
@@ -19,6 +21,17 @@ pub struct Config {
     pub worker: Option<PathBuf>,
     /// QEMU.
     pub qemu: QemuConfig,
+    /// The log.
+    pub log: LogConfig,
+    /// Prometheus.
+    pub metrics: MetricsConfig,
+}
+
+/// The `[metrics]` section.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct MetricsConfig {
+    /// A loopback address where `/metrics` is served too, and nothing else; none: on the API's socket only.
+    pub listen: Option<SocketAddr>,
 }
 
 /// The `[qemu]` section.
@@ -51,6 +64,22 @@ pub enum ConfigError {
         #[source]
         source: Box<toml::de::Error>,
     },
+    /// The log.
+    #[error("{key} is wrong: {reason}")]
+    Log {
+        /// The setting.
+        key: &'static str,
+        /// Why.
+        reason: String,
+    },
+    /// Metrics for everybody.
+    #[error(
+        "metrics.listen is {address}: give a loopback address (127.0.0.1:9715), because nobody is asked who they are there"
+    )]
+    NotLoopback {
+        /// Its value.
+        address: SocketAddr,
+    },
     /// A path that is not absolute.
     #[error("{key} is '{path}': give an absolute path")]
     Relative {
@@ -70,6 +99,23 @@ struct FileConfig {
     worker: Option<PathBuf>,
     #[serde(default)]
     qemu: FileQemu,
+    #[serde(default)]
+    log: FileLog,
+    #[serde(default)]
+    metrics: FileMetrics,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct FileLog {
+    format: Option<LogFormat>,
+    level: Option<String>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct FileMetrics {
+    listen: Option<SocketAddr>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -90,6 +136,8 @@ impl Config {
             run_dir,
             worker: None,
             qemu: QemuConfig { executable: "qemu-system-x86_64".into(), user: None },
+            log: LogConfig::default(),
+            metrics: MetricsConfig::default(),
         }
     }
 
@@ -129,7 +177,12 @@ impl Config {
                     .unwrap_or_else(|| "qemu-system-x86_64".into()),
                 user: file.qemu.user,
             },
+            log: log(file.log, &environment)?,
+            metrics: MetricsConfig { listen: file.metrics.listen },
         };
+        if let Some(address) = config.metrics.listen.filter(|address| !address.ip().is_loopback()) {
+            return Err(ConfigError::NotLoopback { address });
+        }
         for (key, path) in
             [("state_dir", &config.state_dir), ("run_dir", &config.run_dir), ("socket", &config.socket)]
         {
@@ -139,6 +192,20 @@ impl Config {
         }
         Ok(config)
     }
+}
+
+fn log(file: FileLog, environment: impl Fn(&str) -> Option<PathBuf>) -> Result<LogConfig, ConfigError> {
+    let word = |key: &'static str| {
+        environment(key).map(|value| value.to_string_lossy().into_owned()).filter(|v| !v.is_empty())
+    };
+    let normal = LogConfig::default();
+    let format = match word("BACKSTAY_LOG_FORMAT") {
+        Some(text) => {
+            text.parse().map_err(|reason| ConfigError::Log { key: "BACKSTAY_LOG_FORMAT", reason })?
+        }
+        None => file.format.unwrap_or(normal.format),
+    };
+    Ok(LogConfig { format, level: word("BACKSTAY_LOG").or(file.level).unwrap_or(normal.level) })
 }
 
 #[cfg(test)]

@@ -6,6 +6,8 @@ use crate::tasks::store_failure;
 use backstay_api::{Event, ObjectKind, ObjectRef};
 use backstay_model::VmId;
 use jiff::Timestamp;
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::broadcast;
 
 /// Events that a slow follower may be behind before it reads them from the history.
@@ -16,6 +18,7 @@ const BACKLOG: usize = 1024;
 pub struct EventHub {
     store: Store,
     live: broadcast::Sender<Event>,
+    counts: Arc<Mutex<BTreeMap<String, u64>>>,
 }
 
 /// One thing that happened.
@@ -37,7 +40,17 @@ impl EventHub {
     /// A hub over `store`.
     #[must_use]
     pub fn new(store: Store) -> Self {
-        Self { store, live: broadcast::Sender::new(BACKLOG) }
+        Self { store, live: broadcast::Sender::new(BACKLOG), counts: Arc::default() }
+    }
+
+    fn counted(&self) -> MutexGuard<'_, BTreeMap<String, u64>> {
+        self.counts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How many there were of each kind since the daemon was started.
+    #[must_use]
+    pub fn counts(&self) -> BTreeMap<String, u64> {
+        self.counted().clone()
     }
 
     /// Follows events as they are written.
@@ -81,6 +94,7 @@ impl EventHub {
             after = what.after.as_deref().unwrap_or_default(),
             "event"
         );
+        *self.counted().entry(what.kind.to_string()).or_default() += 1;
         let event = NewEvent {
             at,
             object,

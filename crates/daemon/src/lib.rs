@@ -14,13 +14,16 @@ mod host;
 mod http;
 mod inventory;
 mod layout;
+pub mod logging;
+mod metrics;
+mod notify;
 mod run;
 mod stamp;
 mod store;
 mod tasks;
 mod workers;
 
-pub use config::{Config, ConfigError, DEFAULT_CONFIG_FILE, QemuConfig};
+pub use config::{Config, ConfigError, DEFAULT_CONFIG_FILE, MetricsConfig, QemuConfig};
 pub use failure::Failure;
 pub use http::openapi_json;
 pub use run::{RunError, run, run_until};

@@ -8,6 +8,7 @@ use crate::failure::Failure;
 use crate::host::Host;
 use crate::http;
 use crate::inventory::Inventory;
+use crate::notify;
 use crate::store::{Store, StoreError};
 use crate::tasks::TaskEngine;
 use crate::workers::Workers;
@@ -20,7 +21,7 @@ use std::os::unix::fs::{FileTypeExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::net::UnixListener;
+use tokio::net::{TcpListener, UnixListener};
 use tokio::signal::unix::{SignalKind, signal};
 
 /// How long running tasks may take to end when the daemon is stopped; the next one takes up the rest.
@@ -59,6 +60,15 @@ pub enum RunError {
     /// Settings or folders.
     #[error("the daemon cannot start")]
     Setup(#[source] Failure),
+    /// Metrics by TCP.
+    #[error("metrics cannot be served on {address}: choose another port in [metrics] listen")]
+    Metrics {
+        /// The address.
+        address: std::net::SocketAddr,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
     /// The API.
     #[error("the API cannot be served")]
     Serve(#[source] std::io::Error),
@@ -103,11 +113,26 @@ pub async fn run_until(
     recover(&app).await.map_err(RunError::Setup)?;
     let reason = format!("version {} started as process {}", env!("CARGO_PKG_VERSION"), std::process::id());
     app.events.host(happening("daemon.started", reason)).await;
+    serve_metrics(&app).await?;
     tracing::info!(socket = %app.config.socket.display(), "listening");
+    notify::watch(&app.config.socket);
+    notify::ready(app.inventory.all().len());
     serve(&app, listener, stop).await?;
+    notify::stopping();
     app.tasks.drain(LAST_TASKS).await;
     app.events.host(happening("daemon.stopped", "it was told to".into())).await;
     let _ = std::fs::remove_file(&app.config.socket);
+    Ok(())
+}
+
+/// Serves metrics by TCP where that is configured.
+async fn serve_metrics(app: &Arc<App>) -> Result<(), RunError> {
+    let Some(address) = app.config.metrics.listen else { return Ok(()) };
+    let failed = |source| RunError::Metrics { address, source };
+    let listener = TcpListener::bind(address).await.map_err(failed)?;
+    let address = listener.local_addr().map_err(failed)?;
+    tracing::info!(metrics = %address, "metrics are served");
+    tokio::spawn(http::serve_metrics(Arc::clone(app), listener));
     Ok(())
 }
 

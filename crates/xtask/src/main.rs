@@ -4,6 +4,7 @@ mod cmd;
 mod fixtures;
 mod guest;
 mod host;
+mod package;
 mod tidy;
 
 use anyhow::{Context, Result};
@@ -19,6 +20,7 @@ usage: cargo run -p xtask -- COMMAND
   fixtures   unpack the disk images that came from other systems into target/fixtures
   run        start a daemon with the demo guest on this machine
   stop       end what `run` started
+  package    make the Debian package from target/release/backstay (`package dev`: from target/debug, for tests)
 ";
 
 /// Exit code of `guest` when only the Linux guest is missing, so that a caller can go on without it.
@@ -35,6 +37,10 @@ fn main() -> ExitCode {
         "fixtures" => fixtures::run().map(|()| ExitCode::SUCCESS),
         "run" => host::run().map(|()| ExitCode::SUCCESS),
         "stop" => host::stop().map(|()| ExitCode::SUCCESS),
+        "package" => {
+            let profile = std::env::args().nth(2).unwrap_or_else(|| "release".into());
+            package::run(&profile).map(|()| ExitCode::SUCCESS)
+        }
         _ => {
             eprint!("{USAGE}");
             return ExitCode::from(2);

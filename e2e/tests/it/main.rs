@@ -15,6 +15,8 @@ mod kill_qemu;
 mod kill_worker;
 mod life;
 mod linux;
+mod metrics;
+mod package;
 mod unprivileged;
 
 /// The first disk, as the BIOS numbers them.

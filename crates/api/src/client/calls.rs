@@ -3,8 +3,8 @@
 use super::{CallOptions, Client, ClientError, EventFilter, Outcome, TaskFilter};
 use crate::{
     CheckpointApply, CheckpointCreate, CheckpointList, DiskCheck, DiskFile, DiskList, DiskMap, DiskMapQuery,
-    DiskQuery, EventList, HostInfo, Task, TaskList, TaskWaitQuery, Vm, VmClone, VmCreate, VmDelete, VmList,
-    VmQuery, VmRegister, VmRename, VmStart, VmTemplate, VmUpdate,
+    DiskQuery, EventList, HostInfo, LogLevel, Task, TaskList, TaskWaitQuery, Vm, VmClone, VmCreate, VmDelete,
+    VmList, VmQuery, VmRegister, VmRename, VmStart, VmTemplate, VmUpdate,
 };
 use backstay_model::{CheckpointId, TaskId, VmId};
 use reqwest::Method;
@@ -347,5 +347,29 @@ impl Client {
     /// As the daemon tells.
     pub async fn host(&self) -> Result<HostInfo, ClientError> {
         self.call(Method::GET, &["host"]).get().await
+    }
+
+    /// What the daemon logs.
+    ///
+    /// # Errors
+    /// As the daemon tells.
+    pub async fn log_level(&self) -> Result<LogLevel, ClientError> {
+        self.call(Method::GET, &["host", "log-level"]).get().await
+    }
+
+    /// Changes what the daemon logs until it is started again.
+    ///
+    /// # Errors
+    /// `invalid`.
+    pub async fn set_log_level(&self, level: &LogLevel) -> Result<LogLevel, ClientError> {
+        self.call(Method::PUT, &["host", "log-level"]).send_json(level).await
+    }
+
+    /// Whether the daemon answers.
+    ///
+    /// # Errors
+    /// As every call.
+    pub async fn live(&self) -> Result<(), ClientError> {
+        self.vms(&VmQuery { name: Some(String::new()), state: None }).await.map(drop)
     }
 }

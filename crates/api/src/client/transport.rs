@@ -84,6 +84,15 @@ impl Call<'_> {
         response.json().await.map_err(|source| self.failed(source))
     }
 
+    /// Sends a body and reads the JSON answer.
+    pub(super) async fn send_json<T: DeserializeOwned>(
+        self,
+        body: &impl Serialize,
+    ) -> Result<T, ClientError> {
+        let response = self.send(self.builder().json(body)).await?;
+        response.json().await.map_err(|source| self.failed(source))
+    }
+
     /// Sends a call that changes something.
     pub(super) async fn change(
         mut self,

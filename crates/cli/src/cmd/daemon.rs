@@ -3,13 +3,12 @@
 use backstay_daemon::Config;
 use clap::{Args, ValueHint};
 use std::path::PathBuf;
-use tracing_subscriber::EnvFilter;
 
 /// Arguments.
 #[derive(Debug, Args)]
 #[command(
     long_about = "Run the service that manages the machines of this host. It can be stopped and started at any time: \
-                  machines go on without it. BACKSTAY_STATE_DIR and BACKSTAY_RUN_DIR override the folders of the \
+                  machines go on without it. Settings: backstay.toml(5). BACKSTAY_STATE_DIR and BACKSTAY_RUN_DIR override the folders of the \
                   settings file.",
     after_long_help = "Example:\n  backstay daemon --config /etc/backstay/backstay.toml"
 )]
@@ -21,9 +20,8 @@ pub struct DaemonArgs {
 
 /// Runs it until it is told to stop.
 pub fn run(args: &DaemonArgs) -> anyhow::Result<()> {
-    let filter = EnvFilter::try_from_env("BACKSTAY_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).init();
     let config = Config::load(args.config.as_deref())?;
+    backstay_daemon::logging::init(&config.log)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(backstay_daemon::run(config))?;
     // Calls that never end by themselves must not hold up the end of the process.

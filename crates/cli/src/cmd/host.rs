@@ -1,21 +1,46 @@
 //! `backstay host`
 
 use crate::context::Context;
-use crate::output;
-use backstay_api::HostInfo;
-use clap::Subcommand;
+use crate::output::{self, Format};
+use backstay_api::{HostInfo, LogLevel};
+use clap::{Args, Subcommand};
 
 /// This host.
 #[derive(Debug, Subcommand)]
 pub enum HostCommand {
     /// What this host is and can do
     Show,
+    /// What the daemon logs, or change it until the daemon is started again
+    LogLevel(LogLevelArgs),
+}
+
+/// Arguments.
+#[derive(Debug, Args)]
+#[command(after_long_help = "Examples:\n  backstay host log-level\n  backstay host log-level debug\n  \
+                       backstay host log-level info,backstay_daemon::workers=debug")]
+pub struct LogLevelArgs {
+    /// error, warn, info, debug, trace, or one for each part of the program
+    level: Option<String>,
+}
+
+async fn log_level(context: &Context, args: LogLevelArgs) -> anyhow::Result<()> {
+    let client = context.client()?;
+    let now = match args.level {
+        None => client.log_level().await?,
+        Some(level) => client.set_log_level(&LogLevel { level }).await?,
+    };
+    match context.format {
+        Format::Table | Format::Wide | Format::Name => output::print(&format!("{}\n", now.level)),
+        format => output::one(format, &now, &[("Level", now.level.clone())], |now| now.level.clone()),
+    }
 }
 
 impl HostCommand {
     /// Runs the command.
     pub fn run(self, context: &Context) -> anyhow::Result<()> {
-        let Self::Show = self;
+        if let Self::LogLevel(args) = self {
+            return context.block_on(log_level(context, args));
+        }
         let host = context.block_on(async { Ok(context.client()?.host().await?) })?;
         output::one(context.format, &host, &facts(&host), |host| host.name.clone())?;
         for warning in &host.warnings {

@@ -6,6 +6,7 @@ pub mod daemon;
 pub mod disk;
 pub mod event;
 pub mod host;
+pub mod man;
 pub mod task;
 pub mod vm;
 pub mod worker;

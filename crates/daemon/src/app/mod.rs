@@ -38,6 +38,7 @@ pub use rename::rename_vm;
 pub use start::start_vm;
 pub use template::set_template;
 pub use update::update_vm;
+pub(crate) use usage::worker_disks;
 pub use usage::{disk_file, vm_disks};
 
 use crate::chains::Chains;

@@ -244,7 +244,7 @@ fn look_through(chains: &Chains, tops: Vec<Top>) -> Usage {
     usage
 }
 
-pub(super) async fn worker_disks(app: &App, vm: VmId) -> Vec<DiskStatus> {
+pub(crate) async fn worker_disks(app: &App, vm: VmId) -> Vec<DiskStatus> {
     match app.workers.call(vm, Request::Disks, ANSWER).await {
         Ok(Reply::Disks { disks }) => disks,
         _ => Vec::new(),

@@ -7,9 +7,13 @@ mod disks;
 mod events;
 mod extract;
 mod host;
+mod log;
+mod metrics;
 mod problem;
 mod tasks;
 mod vms;
+
+pub use metrics::serve_metrics;
 
 use crate::app::App;
 use axum::Router;
@@ -40,7 +44,8 @@ fn routes() -> OpenApiRouter<Arc<App>> {
             .merge(console::routes())
             .merge(tasks::routes())
             .merge(events::routes())
-            .merge(host::routes()),
+            .merge(host::routes())
+            .merge(log::routes()),
     )
 }
 
@@ -59,7 +64,7 @@ fn router(app: Arc<App>) -> Router {
         let detail = format!("there is no {}: the calls are listed in docs/openapi.json", uri.path());
         problem::ApiError(Problem::new(ProblemCode::NotFound, detail)).into_response()
     };
-    router.fallback(missing).with_state(app)
+    router.merge(metrics::router()).fallback(missing).with_state(app)
 }
 
 /// Serves until `stop` resolves.

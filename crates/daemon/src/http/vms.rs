@@ -4,6 +4,7 @@ use super::extract::{Change, ChangeWith, Params, Segment};
 use super::problem::ApiError;
 use crate::app::{self, Accepted, App, views};
 use crate::failure::Failure;
+use crate::inventory::Machine;
 use axum::Json;
 use axum::extract::State;
 use axum::http::header;
@@ -43,11 +44,11 @@ pub(super) fn routes() -> OpenApiRouter<Arc<App>> {
 #[utoipa::path(get, path = "/vms", tag = "vms", operation_id = "list_vms", params(VmQuery),
     responses((status = 200, description = "The machines", body = VmList)))]
 async fn list(State(app): Shared, Params(query): Params<VmQuery>) -> Json<VmList> {
-    let wanted = |vm: &Vm| {
-        query.name.as_ref().is_none_or(|name| vm.name == *name)
-            && query.state.is_none_or(|state| vm.state == state)
+    let wanted = |machine: &&Machine| {
+        query.name.as_ref().is_none_or(|name| machine.name().as_str() == name)
+            && query.state.is_none_or(|state| machine.state == state)
     };
-    let items = app.inventory.all().iter().map(|m| views::vm(&app, m)).filter(wanted).collect();
+    let items = app.inventory.all().iter().filter(wanted).map(|m| views::vm(&app, m)).collect();
     Json(VmList { items, unreadable: app.inventory.unreadable() })
 }
 

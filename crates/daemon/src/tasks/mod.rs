@@ -9,6 +9,7 @@ pub use context::{TaskContext, cancelled};
 pub use holds::{Hold, Holds};
 
 use crate::failure::{Failure, chain};
+use crate::metrics::TaskTimes;
 use crate::store::{Idempotency, Store, StoreError, StoredTask};
 use backstay_api::{ObjectKind, ObjectRef, ProblemCode, Task, TaskState};
 use backstay_model::{TaskId, VmId};
@@ -20,6 +21,7 @@ use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::sync::watch;
+use tracing::Instrument as _;
 use uuid::Uuid;
 
 /// Who asks, and how.
@@ -71,6 +73,7 @@ pub struct TaskEngine {
     recent: Mutex<VecDeque<Task>>,
     holds: Holds,
     keys: Keys,
+    times: TaskTimes,
 }
 
 /// How long an urgent operation waits for those that yield to it.
@@ -104,6 +107,7 @@ impl TaskEngine {
             recent: Mutex::new(VecDeque::new()),
             holds: Holds::default(),
             keys: Keys::default(),
+            times: TaskTimes::default(),
         })
     }
 
@@ -210,6 +214,9 @@ impl TaskEngine {
         Fut: Future<Output = Result<Option<serde_json::Value>, Failure>> + Send + 'static,
     {
         let id = task.id;
+        // Every line that is logged meanwhile tells whose it is.
+        let span = tracing::error_span!("task", task = %id, operation = task.operation, vm = task.object.name,
+            vm_id = task.object.id.map(|id| tracing::field::display(VmId(id))));
         let running =
             Arc::new(Running { record: watch::Sender::new(task), cancel: watch::Sender::new(false), yields });
         lock(&self.running).insert(id, Arc::clone(&running));
@@ -217,7 +224,7 @@ impl TaskEngine {
         tokio::spawn(async move {
             let context = TaskContext::new(Arc::clone(&running), engine.store.clone());
             // A panic is a fault of ours; it must not leave the machine held for ever.
-            let inner = tokio::spawn(AssertUnwindSafe(work(context)).0);
+            let inner = tokio::spawn(AssertUnwindSafe(work(context)).0.instrument(span));
             let outcome = match inner.await {
                 Ok(outcome) => outcome,
                 Err(error) => Err(Failure::because(
@@ -257,6 +264,7 @@ impl TaskEngine {
         if let Err(error) = self.store.update_task(&task).await {
             tracing::error!(task = %task.id, error = chain(&error), "the end of a task could not be written");
         }
+        self.times.ended(&task);
         // Whoever sees the end may start the next operation at once: let go first.
         drop(held);
         {
@@ -268,6 +276,18 @@ impl TaskEngine {
         }
         lock(&self.running).remove(&task.id);
         running.record.send_replace(task);
+    }
+
+    /// What tasks took that have ended since the daemon was started.
+    #[must_use]
+    pub fn times(&self) -> &TaskTimes {
+        &self.times
+    }
+
+    /// How many tasks are at work.
+    #[must_use]
+    pub fn running(&self) -> usize {
+        lock(&self.running).len()
     }
 
     /// The task that came from the same call before.

@@ -44,13 +44,14 @@ pub struct Workers {
     executable: PathBuf,
     folder: PathBuf,
     connections: Mutex<BTreeMap<VmId, Arc<Connection>>>,
+    restarts: Mutex<BTreeMap<VmId, u64>>,
 }
 
 impl Workers {
     /// Workers started from `executable`, with run folders below `folder`.
     #[must_use]
     pub fn new(executable: PathBuf, folder: PathBuf) -> Self {
-        Self { executable, folder, connections: Mutex::new(BTreeMap::new()) }
+        Self { executable, folder, connections: Mutex::default(), restarts: Mutex::default() }
     }
 
     /// A machine's run folder.
@@ -61,6 +62,16 @@ impl Workers {
 
     fn table(&self) -> std::sync::MutexGuard<'_, BTreeMap<VmId, Arc<Connection>>> {
         self.connections.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn restart_counts(&self) -> std::sync::MutexGuard<'_, BTreeMap<VmId, u64>> {
+        self.restarts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How often a machine's worker was started again, because the former one had died, since the daemon was started.
+    #[must_use]
+    pub fn restarts(&self, vm: VmId) -> u64 {
+        self.restart_counts().get(&vm).copied().unwrap_or(0)
     }
 
     /// Asks a machine's worker.

@@ -112,6 +112,7 @@ async fn respawn(app: &Arc<App>, vm: VmId, failures: u32) {
     let name = app.name_of(vm);
     match started {
         Ok(Ok(pid)) => {
+            *app.workers.restart_counts().entry(vm).or_default() += 1;
             let reason = format!("the machine's worker had ended: process {pid} takes over");
             app.events
                 .vm(
