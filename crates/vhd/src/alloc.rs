@@ -243,7 +243,7 @@ impl Allocator {
 /// The action in the error of a failed flush.
 pub(crate) const FLUSH: &str = "make the metadata durable";
 
-fn is_full(error: &io::Error) -> bool {
+pub(crate) fn is_full(error: &io::Error) -> bool {
     matches!(
         error.kind(),
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge

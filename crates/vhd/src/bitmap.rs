@@ -31,6 +31,12 @@ impl BlockBits {
         Self { live: words.collect(), pending: Mutex::new(None) }
     }
 
+    /// As stored in a VHDX: sector 0 is the lowest bit of byte 0.
+    pub(crate) fn from_lsb_bytes(bytes: &[u8]) -> Self {
+        let word = |word: &[u8; 8]| AtomicU64::new(u64::from_le_bytes(*word).reverse_bits());
+        Self { live: bytes.as_chunks::<8>().0.iter().map(word).collect(), pending: Mutex::new(None) }
+    }
+
     /// Whether `sector` is present, and for how many sectors up to `end` that holds.
     pub(crate) fn run(&self, sector: u64, end: u64) -> (bool, u64) {
         let first = self.word(sector / 64) << (sector % 64);
@@ -143,6 +149,14 @@ impl BlockBits {
     /// Takes what is pending: the first half of a flush.
     pub(crate) fn take_pending(&self) -> Option<Box<[u64]>> {
         self.lock().take()
+    }
+
+    /// Words in which `taken` has bits, each with its number and its content: as [`BlockBits::sectors_to_write`].
+    pub(crate) fn words_to_write(&self, taken: &[u64]) -> Vec<(u64, u64)> {
+        let pending = self.lock();
+        let later = |at: usize| pending.as_ref().and_then(|words| words.get(at)).copied().unwrap_or(0);
+        let set = taken.iter().enumerate().filter(|(_, word)| **word != 0);
+        set.map(|(at, _)| (at as u64, self.word(at as u64) & !later(at))).collect()
     }
 
     /// Sectors of the bitmap in which `taken` has bits, each with its content: every present bit except those that

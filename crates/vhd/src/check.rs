@@ -76,15 +76,20 @@ impl Report {
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for finding in &self.findings {
-            let cure = if finding.repairable { " [can be repaired]" } else { "" };
-            writeln!(f, "{}: {}: {}{cure}", finding.severity, finding.rule, finding.text)?;
-        }
-        match self.worst() {
-            None => writeln!(f, "no errors were found"),
-            Some(Severity::Note) => writeln!(f, "no errors were found, {} notes", self.findings.len()),
-            Some(_) => writeln!(f, "{} findings", self.findings.len()),
-        }
+        print(&self.findings, f)
+    }
+}
+
+/// One line per finding, and one about all.
+pub(crate) fn print(findings: &[Finding], f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    for finding in findings {
+        let cure = if finding.repairable { " [can be repaired]" } else { "" };
+        writeln!(f, "{}: {}: {}{cure}", finding.severity, finding.rule, finding.text)?;
+    }
+    match findings.iter().map(|finding| finding.severity).max() {
+        None => writeln!(f, "no errors were found"),
+        Some(Severity::Note) => writeln!(f, "no errors were found, {} notes", findings.len()),
+        Some(_) => writeln!(f, "{} findings", findings.len()),
     }
 }
 

@@ -129,6 +129,16 @@ pub enum MetaError {
         /// Bytes asked for.
         len: u64,
     },
+    /// Not whole sectors of a disk whose sectors are not those of VHD.
+    #[error("bytes {offset}..+{len} are not whole sectors of {sector} bytes")]
+    UnalignedTo {
+        /// First byte asked for.
+        offset: u64,
+        /// Bytes asked for.
+        len: u64,
+        /// Bytes in a sector.
+        sector: u32,
+    },
     /// Opened for reading.
     #[error("the disk is open read-only")]
     ReadOnly,
@@ -148,6 +158,17 @@ pub enum MetaError {
         "the file would grow past 2 TiB, where VHD block addresses end; convert the disk to raw, which has no such end"
     )]
     TooLarge,
+    /// Places in the file end.
+    #[error(
+        "the file would grow past 512 TiB, the most that is supported; convert the disk, which leaves unused space out"
+    )]
+    FileLimit,
+    /// The parent locator does not fit.
+    #[error("the paths to the parent need {0} bytes, at most {max} fit", max = crate::vhdx::MAX_STORED_LOCATOR)]
+    LocatorTooLong(usize),
+    /// A differencing disk is needed.
+    #[error("the disk has no parent")]
+    NoParent,
     /// The file could not be read or written.
     #[error("cannot {action} at offset {offset}")]
     Io {
@@ -166,10 +187,14 @@ impl MetaError {
     #[must_use]
     pub fn kind(&self) -> io::ErrorKind {
         match self {
-            Self::OutOfRange { .. } | Self::Unaligned { .. } => io::ErrorKind::InvalidInput,
+            Self::OutOfRange { .. }
+            | Self::Unaligned { .. }
+            | Self::UnalignedTo { .. }
+            | Self::LocatorTooLong(_)
+            | Self::NoParent => io::ErrorKind::InvalidInput,
             Self::ReadOnly => io::ErrorKind::ReadOnlyFilesystem,
             Self::NoSpace(_) => io::ErrorKind::StorageFull,
-            Self::TooLarge => io::ErrorKind::FileTooLarge,
+            Self::TooLarge | Self::FileLimit => io::ErrorKind::FileTooLarge,
             Self::Io { source, .. } => source.kind(),
             Self::Closed | Self::FlushFailed => io::ErrorKind::Other,
         }

@@ -1,4 +1,4 @@
-//! The VHD format: what lies where in a file, what to write when so that no crash loses an acknowledged flush, and plans
+//! The VHD and VHDX formats: what lies where in a file, what to write when so that no crash loses an acknowledged flush, and plans
 //! for making, checking, repairing and converting files.
 //!
 //! The crate never opens a path and moves no payload. It reads and writes metadata through [`Storage`] and tells its
@@ -17,6 +17,7 @@ pub mod format;
 pub mod fuzz;
 mod image;
 mod info;
+mod layer;
 mod locate;
 pub mod map;
 mod merge;
@@ -30,6 +31,7 @@ mod shadow;
 mod storage;
 #[doc(hidden)]
 pub mod testing;
+pub mod vhdx;
 mod write;
 
 pub use errors::{MetaError, OpenError};
@@ -40,6 +42,7 @@ pub use format::{
 };
 pub use image::{Image, ReadExtent, Source};
 pub use info::{ImageInfo, ParentLink, ParentLocator, Warning};
+pub use layer::{Format, LayerFormat};
 pub use merge::FileSpan;
 pub use open::{OpenOptions, is_split_extension};
 pub use shadow::{Shadow, ShadowSlot};

@@ -67,7 +67,8 @@ struct State {
     dead: bool,
     dies_at: Option<u64>,
     dies_at_flush: Option<u64>,
-    swallow: Option<u64>,
+    /// Flushes that do nothing.
+    swallow: Option<std::ops::Range<u64>>,
     fail_flush: Option<u64>,
     capacity: Option<usize>,
 }
@@ -168,8 +169,13 @@ impl SimStorage {
 
     /// The flush after the next `skip` ones reports success and makes nothing durable: the mutant of a program without it.
     pub fn swallow_flush(&self, skip: u64) {
+        self.swallow_flushes(skip..skip + 1);
+    }
+
+    /// As [`SimStorage::swallow_flush`] for several: 0 is the next one.
+    pub fn swallow_flushes(&self, flushes: std::ops::Range<u64>) {
         let mut state = self.state();
-        state.swallow = Some(state.flushes + skip);
+        state.swallow = Some(state.flushes + flushes.start..state.flushes + flushes.end);
     }
 
     /// The flush after the next `skip` ones fails and makes nothing durable.
@@ -335,7 +341,7 @@ impl Storage for SimStorage {
         state.operation()?;
         let number = state.flushes;
         state.flushes += 1;
-        if state.swallow == Some(number) {
+        if state.swallow.as_ref().is_some_and(|range| range.contains(&number)) {
             return Ok(());
         }
         if state.fail_flush == Some(number) {

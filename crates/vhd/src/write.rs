@@ -28,9 +28,9 @@ pub struct WriteExtent {
 /// A write or zeroing under way. Dropping it without [`Image::complete_write`] aborts.
 #[derive(Clone, Debug, Default)]
 pub struct WriteTicket {
-    offset: u64,
-    len: u64,
-    extents: Vec<WriteExtent>,
+    pub(crate) offset: u64,
+    pub(crate) len: u64,
+    pub(crate) extents: Vec<WriteExtent>,
 }
 
 impl WriteTicket {
@@ -46,7 +46,7 @@ impl WriteTicket {
         &self.extents
     }
 
-    fn reset(&mut self, offset: u64, len: u64) {
+    pub(crate) fn reset(&mut self, offset: u64, len: u64) {
         self.offset = offset;
         self.len = len;
         self.extents.clear();
@@ -341,7 +341,7 @@ fn mark(full: &[AtomicU64], block: u32) {
     }
 }
 
-fn push(out: &mut Vec<WriteExtent>, extent: WriteExtent) {
+pub(crate) fn push(out: &mut Vec<WriteExtent>, extent: WriteExtent) {
     if let Some(last) = out.last_mut()
         && last.file_offset + last.len == extent.file_offset
         && last.disk_offset + last.len == extent.disk_offset

@@ -13,4 +13,8 @@ mod oracles;
 mod parents;
 mod plans;
 mod refusals;
+<<<<<<< HEAD
 mod reparent;
+=======
+mod vhdx;
+>>>>>>> 5c2cd66 (VHDX: reading, the log, writing, creation, checks)

@@ -1,0 +1,180 @@
+//! What a chain needs of one of its files, whatever the format.
+
+use std::{fmt::Debug, sync::Arc};
+
+use uuid::Uuid;
+
+use crate::{DiskType, Image, MetaError, ParentLink, ReadExtent, Storage, WriteExtent, WriteTicket, vhdx};
+
+/// A disk format with metadata.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Format {
+    /// `.vhd`, `.avhd`
+    Vhd,
+    /// `.vhdx`, `.avhdx`
+    Vhdx,
+}
+
+impl Format {
+    /// The format of a file by its first bytes, of which 8 are enough: only a VHDX begins with its signature. A VHD is known
+    /// by its end.
+    #[must_use]
+    pub fn of_start(bytes: &[u8]) -> Option<Self> {
+        bytes.starts_with(b"vhdxfile").then_some(Self::Vhdx)
+    }
+}
+
+/// An open file of a chain. Requests are as in [`Image`] and [`vhdx::Image`].
+pub trait LayerFormat: Send + Sync + Debug {
+    /// Which format it is.
+    fn format(&self) -> Format;
+    /// Kind of disk.
+    fn disk_type(&self) -> DiskType;
+    /// Virtual size in bytes.
+    fn size(&self) -> u64;
+    /// Unit of requests in bytes: 512 or 4096.
+    fn sector_size(&self) -> u32;
+    /// What children name this disk by, as of now: the unique id of a VHD, the DataWriteGuid of a VHDX.
+    fn identity(&self) -> Uuid;
+    /// As [`LayerFormat::identity`], and it stays so until the disk is closed. Comes before a child is made.
+    ///
+    /// # Errors
+    /// If that has to be written and cannot be.
+    fn settle_identity(&self) -> Result<Uuid, MetaError>;
+    /// Where the parent is; only in a differencing disk.
+    fn parent(&self) -> Option<ParentLink>;
+    /// Whether a file of that identity is the parent.
+    fn accepts_parent(&self, identity: Uuid) -> bool;
+    /// The file.
+    fn storage(&self) -> &Arc<dyn Storage>;
+    /// Appends where each part of a range is read from.
+    ///
+    /// # Errors
+    /// If the range is not whole sectors inside the disk, or metadata cannot be read.
+    fn resolve_read(&self, offset: u64, len: u64, out: &mut Vec<ReadExtent>) -> Result<(), MetaError>;
+    /// Finds where a write goes.
+    ///
+    /// # Errors
+    /// As [`Image::begin_write`].
+    fn begin_write(&self, offset: u64, len: u64, ticket: &mut WriteTicket) -> Result<(), MetaError>;
+    /// Finds what has to be zeroed.
+    ///
+    /// # Errors
+    /// As [`Image::begin_zero`].
+    fn begin_zero(&self, offset: u64, len: u64, ticket: &mut WriteTicket) -> Result<(), MetaError>;
+    /// Makes a finished write visible.
+    ///
+    /// # Errors
+    /// As [`Image::complete_write`].
+    fn complete_write(&self, ticket: &WriteTicket) -> Result<(), MetaError>;
+    /// Appends what may be punched out to trim a range.
+    ///
+    /// # Errors
+    /// As [`Image::trim_extents`].
+    fn trim_extents(&self, offset: u64, len: u64, out: &mut Vec<WriteExtent>) -> Result<(), MetaError>;
+    /// Makes everything that was completed durable.
+    ///
+    /// # Errors
+    /// As [`Image::flush`].
+    fn flush(&self) -> Result<(), MetaError>;
+    /// Flushes and leaves a file that needs no recovery.
+    ///
+    /// # Errors
+    /// As [`Image::close`].
+    fn close(&self) -> Result<(), MetaError>;
+    /// Blocks that are in the file now.
+    fn allocated_blocks(&self) -> u32;
+    /// Whether the disk holds nothing of its own.
+    ///
+    /// # Errors
+    /// If metadata cannot be read.
+    fn is_blank(&self) -> Result<bool, MetaError>;
+}
+
+/// The requests that both formats have under the same name.
+macro_rules! requests {
+    () => {
+        fn storage(&self) -> &Arc<dyn Storage> {
+            self.storage()
+        }
+        fn resolve_read(&self, offset: u64, len: u64, out: &mut Vec<ReadExtent>) -> Result<(), MetaError> {
+            self.resolve_read(offset, len, out)
+        }
+        fn begin_write(&self, offset: u64, len: u64, ticket: &mut WriteTicket) -> Result<(), MetaError> {
+            self.begin_write(offset, len, ticket)
+        }
+        fn begin_zero(&self, offset: u64, len: u64, ticket: &mut WriteTicket) -> Result<(), MetaError> {
+            self.begin_zero(offset, len, ticket)
+        }
+        fn complete_write(&self, ticket: &WriteTicket) -> Result<(), MetaError> {
+            self.complete_write(ticket)
+        }
+        fn trim_extents(&self, offset: u64, len: u64, out: &mut Vec<WriteExtent>) -> Result<(), MetaError> {
+            self.trim_extents(offset, len, out)
+        }
+        fn flush(&self) -> Result<(), MetaError> {
+            self.flush()
+        }
+        fn close(&self) -> Result<(), MetaError> {
+            self.close()
+        }
+        fn allocated_blocks(&self) -> u32 {
+            self.allocated_blocks()
+        }
+        fn is_blank(&self) -> Result<bool, MetaError> {
+            self.is_blank()
+        }
+        fn disk_type(&self) -> DiskType {
+            self.info().disk_type
+        }
+        fn size(&self) -> u64 {
+            self.info().size
+        }
+    };
+}
+
+impl LayerFormat for Image {
+    requests!();
+
+    fn format(&self) -> Format {
+        Format::Vhd
+    }
+    fn sector_size(&self) -> u32 {
+        512
+    }
+    fn identity(&self) -> Uuid {
+        self.info().unique_id
+    }
+    fn settle_identity(&self) -> Result<Uuid, MetaError> {
+        Ok(self.info().unique_id)
+    }
+    fn parent(&self) -> Option<ParentLink> {
+        self.info().parent.clone()
+    }
+    fn accepts_parent(&self, identity: Uuid) -> bool {
+        self.info().parent.as_ref().is_some_and(|parent| parent.unique_id == identity)
+    }
+}
+
+impl LayerFormat for vhdx::Image {
+    requests!();
+
+    fn format(&self) -> Format {
+        Format::Vhdx
+    }
+    fn sector_size(&self) -> u32 {
+        self.info().logical_sector
+    }
+    fn identity(&self) -> Uuid {
+        self.data_write_guid()
+    }
+    fn settle_identity(&self) -> Result<Uuid, MetaError> {
+        self.settle_identity()
+    }
+    fn parent(&self) -> Option<ParentLink> {
+        self.parent().map(|locator| locator.link())
+    }
+    fn accepts_parent(&self, identity: Uuid) -> bool {
+        self.parent().is_some_and(|locator| locator.accepts(identity))
+    }
+}

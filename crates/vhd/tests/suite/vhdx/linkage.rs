@@ -1,0 +1,129 @@
+//! What changes who a disk is, and how children follow.
+
+use backstay_vhd::{
+    LayerFormat, MetaError,
+    vhdx::{Locator, create::CreateKind, parent},
+};
+use uuid::Uuid;
+
+use super::common::*;
+
+const SIZE: u64 = 4 << 20;
+
+/// Children name their parent by the DataWriteGuid: it may change only when what a user sees does.
+#[test]
+fn the_identity_changes_with_the_first_write_and_not_before() {
+    let storage = create(&options(SIZE, CreateKind::Dynamic));
+    let original = open_read_only(&storage).data_write_guid();
+    let bytes = storage.to_bytes();
+    let image = open(&storage, 1, None);
+    image.flush().unwrap();
+    image.close().unwrap();
+    assert!(storage.to_bytes() == bytes, "a session without a write changes no byte");
+
+    let image = open(&storage, 2, None);
+    write(&image, 0, &[1; 512]).unwrap();
+    let during = image.data_write_guid();
+    write(&image, SIZE - 512, &[2; 512]).unwrap();
+    image.close().unwrap();
+    let info = open_read_only(&storage).info().clone();
+    assert_ne!(info.data_write_guid, original);
+    assert_eq!(info.data_write_guid, ids(2).data_write);
+    assert_eq!(info.data_write_guid, during, "once per session");
+    assert_eq!(info.file_write_guid, ids(2).file_write);
+
+    // Before a child is made of a disk that goes on living, its identity is fixed.
+    let image = open(&storage, 3, None);
+    let promised = LayerFormat::settle_identity(&image).unwrap();
+    write(&image, 512, &[3; 512]).unwrap();
+    image.close().unwrap();
+    assert_eq!(open_read_only(&storage).data_write_guid(), promised);
+}
+
+#[test]
+fn a_replay_does_not_change_the_identity() {
+    let storage = create(&options(SIZE, CreateKind::Dynamic));
+    let image = open(&storage, 1, None);
+    write(&image, 0, &[1; 512]).unwrap();
+    let storage = storage.kill();
+    let replayed = open(&storage, 2, None);
+    replayed.close().unwrap();
+    let info = open_read_only(&storage).info().clone();
+    assert_eq!(info.data_write_guid, ids(1).data_write, "the content is what the first session made");
+    assert_eq!(info.file_write_guid, ids(2).file_write, "the file is not");
+}
+
+#[test]
+fn paths_are_changed_without_changing_the_identity() {
+    let storage = create(&options(SIZE, child()));
+    let original = open_read_only(&storage).data_write_guid();
+    let long = "x".repeat(20_000);
+    let paths = ["b.vhdx", &long, "somewhere else\\parent of äö.vhdx", "b.vhdx"];
+    for (session, path) in (1..).zip(paths) {
+        let moved = Locator { relative: Some(format!("..\\{path}")), ..locator() };
+        let image = open(&storage, session, None);
+        image.set_parent(moved.clone()).unwrap();
+        assert_eq!(image.parent(), Some(moved.clone()));
+        // Durable on return: whatever the power cut takes.
+        for seed in 0..20 {
+            let after = storage.power_cut(seed);
+            assert_eq!(open_read_only(&after).parent(), Some(moved.clone()), "seed {seed}");
+        }
+        image.close().unwrap();
+        assert_eq!(open_read_only(&storage).parent(), Some(moved));
+    }
+    assert_eq!(open_read_only(&storage).data_write_guid(), original, "its own children do not notice");
+    let image = open(&storage, 9, None);
+    let endless = Locator { relative: Some("x".repeat(90_000)), ..locator() };
+    assert!(matches!(image.set_parent(endless), Err(MetaError::LocatorTooLong(_))));
+    assert!(matches!(open_read_only(&storage).set_parent(locator()), Err(MetaError::ReadOnly)));
+}
+
+/// At every moment of a merge, whatever a power cut takes, the child opens with the parent as it is.
+#[test]
+fn a_merge_may_be_interrupted_anywhere() {
+    for die_after in 0..40 {
+        for seed in 0..6 {
+            let parent_storage = create(&options(SIZE, CreateKind::Dynamic));
+            let before = open_read_only(&parent_storage).data_write_guid();
+            let kind = CreateKind::Differencing(Locator { linkage: before, ..locator() });
+            let child_storage = create(&options(SIZE, kind));
+            // Both files lie on one machine: it dies at one moment, counted in changes of either.
+            child_storage.die_after(die_after);
+            let done = (|| {
+                let child = open(&child_storage, 1, None);
+                child.announce_parent_change(ids(2).data_write)?;
+                let left = die_after.saturating_sub(child_storage.operations());
+                parent_storage.die_after(left);
+                let parent = open(&parent_storage, 2, None);
+                write(&parent, 0, &[5; 512])?;
+                parent.close()?;
+                child.confirm_parent_change()?;
+                child.close()
+            })();
+            let (child, parent) = (child_storage.power_cut(seed), parent_storage.power_cut(seed + 1));
+            let (child, parent) = (open_read_only(&child), open_read_only(&parent));
+            let fits = parent::check(child.info(), parent.info());
+            assert!(fits.is_ok(), "death after {die_after} changes, seed {seed}: {fits:?}");
+            if done.is_ok() {
+                let locator = child.parent().unwrap();
+                assert_eq!((locator.linkage, locator.linkage2), (ids(2).data_write, None));
+            }
+        }
+    }
+}
+
+#[test]
+fn a_parent_that_was_written_is_told_from_the_right_one() {
+    let storage = create(&options(SIZE, CreateKind::Dynamic));
+    let before = open_read_only(&storage).data_write_guid();
+    let child = create(&options(SIZE, CreateKind::Differencing(Locator { linkage: before, ..locator() })));
+    let child = open_read_only(&child);
+    assert!(parent::check(child.info(), open_read_only(&storage).info()).is_ok());
+    let image = open(&storage, 1, None);
+    write(&image, 0, &[1; 512]).unwrap();
+    image.close().unwrap();
+    let error = parent::check(child.info(), open_read_only(&storage).info()).unwrap_err();
+    assert!(error.to_string().contains("was written to"), "{error}");
+    assert!(!Locator { linkage2: None, ..locator() }.accepts(Uuid::nil()), "zeros match nothing");
+}

@@ -1,0 +1,11 @@
+//! The VHDX side of the crate.
+
+mod common;
+mod corpus;
+mod crash;
+mod fixtures;
+mod linkage;
+mod log;
+mod model;
+mod oracles;
+mod refusals;
