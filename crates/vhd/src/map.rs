@@ -4,7 +4,7 @@ use std::io;
 
 use thiserror::Error;
 
-use crate::{Image, MetaError, Source};
+use crate::{LayerFormat, MetaError, Source};
 
 /// A range of the disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,9 +57,9 @@ pub enum MapError {
 ///
 /// # Errors
 /// If a bitmap cannot be read or the file system does not tell its holes.
-pub fn map(image: &Image) -> Result<Vec<MapRange>, MapError> {
+pub fn map(image: &dyn LayerFormat) -> Result<Vec<MapRange>, MapError> {
     let mut extents = Vec::new();
-    image.resolve_read(0, image.info().size, &mut extents).map_err(MapError::Meta)?;
+    image.resolve_read(0, image.size(), &mut extents).map_err(MapError::Meta)?;
     let mut ranges = Vec::with_capacity(extents.len());
     let mut offset = 0;
     for extent in extents {
@@ -74,7 +74,7 @@ pub fn map(image: &Image) -> Result<Vec<MapRange>, MapError> {
 }
 
 fn split_holes(
-    image: &Image,
+    image: &dyn LayerFormat,
     offset: u64,
     file_offset: u64,
     len: u64,

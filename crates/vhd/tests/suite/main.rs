@@ -8,13 +8,11 @@ mod corpus;
 mod crash;
 mod files;
 mod fixtures;
+mod layers;
 mod model;
 mod oracles;
 mod parents;
 mod plans;
 mod refusals;
-<<<<<<< HEAD
 mod reparent;
-=======
 mod vhdx;
->>>>>>> 5c2cd66 (VHDX: reading, the log, writing, creation, checks)

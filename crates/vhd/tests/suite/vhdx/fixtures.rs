@@ -98,10 +98,10 @@ fn sparse_hash(image: &Image) -> String {
 
 /// Sparse hashes of disks of 10 GiB, taken where [`soak_the_largest_disks_read_as_expected`] had found all bytes right.
 const LARGE: [(&str, &str); 4] = [
-    ("discutils/swap.vhdx.gz", "SWAP"),
-    ("discutils/lvm2.vhdx.gz", "LVM2"),
-    ("discutils/xfs.vhdx.gz", "XFS"),
-    ("discutils/xfs5.vhdx.gz", "XFS5"),
+    ("discutils/swap.vhdx.gz", "b005982782384e9d90f3133f7494e5ee6b2e464197b941ebf4730201d7b3fe48"),
+    ("discutils/lvm2.vhdx.gz", "1b55526e592fe075af1587a9a694249be308209e05611c16e21ad33d3a283d6a"),
+    ("discutils/xfs.vhdx.gz", "01bccd5c9f240a6163317bae457fc5499329df022fba782e6f8151dd09aff334"),
+    ("discutils/xfs5.vhdx.gz", "c91d29e92e351f0d5241fd59f3ea0a03bc65a6de94f64f873ca42e360a8f67af"),
 ];
 
 #[test]
@@ -109,14 +109,15 @@ const LARGE: [(&str, &str); 4] = [
 fn soak_the_largest_disks_read_as_expected() {
     let Some((folder, entries)) = expected() else { return };
     let scratch = tempfile::tempdir().unwrap();
-    for (packed, sparse) in LARGE {
+    let mut seen = Vec::new();
+    for (packed, _) in LARGE {
         let path = fixture_file(folder, packed, scratch.path());
         let entry = entries.iter().find(|entry| entry["path"] == packed).unwrap();
         let image = open(&path).unwrap();
-        println!("{packed} {}", sparse_hash(&image));
+        seen.push((packed, sparse_hash(&image)));
         assert_eq!(hash(&[image]), text(entry, "content_sha256"), "{packed}: content");
-        assert_eq!(sparse_hash(&open(&path).unwrap()), sparse, "{packed}: the short form of it");
     }
+    assert_eq!(seen, LARGE.map(|(packed, sparse)| (packed, sparse.to_owned())), "the short form of it");
 }
 
 /// Every disk, dirty logs and chains included, reads as Windows wrote it, and opening it for reading changes nothing.

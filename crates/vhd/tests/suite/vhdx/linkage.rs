@@ -1,7 +1,14 @@
 //! What changes who a disk is, and how children follow.
 
+use std::{
+    error::Error,
+    io,
+    path::{Path, PathBuf},
+};
+
 use backstay_vhd::{
-    LayerFormat, MetaError,
+    LayerFormat, MetaError, VhdTime,
+    parent::{ParentGate, ParentIdentity, ParentSearch, PathMapping},
     vhdx::{Locator, create::CreateKind, parent},
 };
 use uuid::Uuid;
@@ -126,4 +133,52 @@ fn a_parent_that_was_written_is_told_from_the_right_one() {
     let error = parent::check(child.info(), open_read_only(&storage).info()).unwrap_err();
     assert!(error.to_string().contains("was written to"), "{error}");
     assert!(!Locator { linkage2: None, ..locator() }.accepts(Uuid::nil()), "zeros match nothing");
+}
+
+/// Files of that path and identity.
+struct Files(Vec<(PathBuf, Uuid)>);
+
+impl ParentGate for Files {
+    fn real_path(&self, path: &Path) -> io::Result<PathBuf> {
+        let found = self.0.iter().any(|(file, _)| file == path);
+        if found { Ok(path.to_owned()) } else { Err(io::ErrorKind::NotFound.into()) }
+    }
+    fn match_case(&self, _: &Path) -> io::Result<Option<PathBuf>> {
+        Ok(None)
+    }
+    fn identify(&self, path: &Path) -> Result<ParentIdentity, Box<dyn Error + Send + Sync>> {
+        let unique_id = self.0.iter().find(|(file, _)| file == path).map(|(_, id)| *id).unwrap();
+        Ok(ParentIdentity { unique_id, modified: Some(VhdTime(1)) })
+    }
+}
+
+#[test]
+fn the_parent_is_found_by_either_linkage_and_by_no_other() {
+    let next = Uuid::from_u128(0x77);
+    let locator = Locator { linkage2: Some(next), ..locator() };
+    let map = |from: &str, to: &str| PathMapping { from: from.into(), to: to.into() };
+    let search = ParentSearch {
+        child_folder: "/vm".into(),
+        path_map: vec![
+            map("C:\\", "/c"),
+            map("\\\\?\\Volume{26a21bda-a627-11d7-9931-806e6f6e6963}", "/volume"),
+        ],
+        ..ParentSearch::default()
+    };
+    let relative = || PathBuf::from("/vm/base.vhdx");
+    let volume = || PathBuf::from("/volume/disks/base.vhdx");
+    let absolute = || PathBuf::from("/c/disks/base.vhdx");
+    let stranger = Uuid::from_u128(1);
+    for id in [PARENT, next] {
+        for (files, expected) in [
+            (vec![(relative(), id), (volume(), id), (absolute(), id)], relative()),
+            (vec![(relative(), stranger), (volume(), id), (absolute(), id)], volume()),
+            (vec![(absolute(), id)], absolute()),
+        ] {
+            let found = parent::find(&locator, &search, &Files(files)).unwrap();
+            assert_eq!(found.path, expected);
+        }
+    }
+    let error = parent::find(&locator, &search, &Files(vec![(relative(), stranger)])).unwrap_err();
+    assert!(error.to_string().contains("another disk"), "{error}");
 }

@@ -1,6 +1,6 @@
 //! The VHDX side of the crate.
 
-mod common;
+pub mod common;
 mod corpus;
 mod crash;
 mod fixtures;
