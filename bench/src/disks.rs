@@ -31,6 +31,8 @@ pub struct Sizes {
     blocks: u64,
     /// The image that is converted, in bytes.
     pub convert: u64,
+    /// Changes in the layer that is merged, in bytes.
+    pub merge: u64,
     /// Guests whose checkpoints are measured, by memory in MiB.
     pub memories: &'static [u64],
 }
@@ -42,6 +44,7 @@ impl Sizes {
             run: Duration::from_millis(500),
             blocks: 256,
             convert: 1024 * MIB,
+            merge: 256 * MIB,
             memories: &[256],
         }
     }
@@ -52,6 +55,7 @@ impl Sizes {
             run: Duration::from_millis(1500),
             blocks: 1024,
             convert: 4096 * MIB,
+            merge: 1024 * MIB,
             memories: &[256, 1024],
         }
     }

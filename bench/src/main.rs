@@ -7,6 +7,7 @@ mod convert;
 mod disks;
 mod load;
 mod machine;
+mod merge;
 mod report;
 mod scale;
 mod server;
@@ -48,6 +49,9 @@ enum Role {
     /// Serve a disk until standard input ends.
     #[command(hide = true)]
     Serve { file: PathBuf, socket: PathBuf },
+    /// Serve a disk and merge its top into its parent when told to.
+    #[command(hide = true)]
+    MergeServer { file: PathBuf, socket: PathBuf },
     /// Convert a raw image to a dynamic VHD.
     #[command(hide = true)]
     Convert { source: PathBuf, target: PathBuf },
@@ -76,6 +80,7 @@ fn main() -> Result<()> {
     let args = Args::parse();
     match args.role {
         Some(Role::Serve { file, socket }) => server::serve(&file, &socket),
+        Some(Role::MergeServer { file, socket }) => merge::serve(&file, &socket),
         Some(Role::Convert { source, target }) => convert::convert(&source, &target),
         None => measure(&args),
     }
@@ -88,6 +93,7 @@ fn measure(args: &Args) -> Result<()> {
     let mut report = Report::new(args.quick, bench.rounds, &args.dir)?;
     disks::run(&bench, &mut report)?;
     convert::run(&bench, &mut report)?;
+    merge::run(&bench, &mut report)?;
     vm::run(&bench, &mut report)?;
     scale::run(&bench, &mut report)?;
     let text = report.finish();

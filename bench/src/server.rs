@@ -35,7 +35,7 @@ pub fn serve(file: &Path, socket: &Path) -> Result<()> {
 }
 
 /// Where a host's `/run` would be.
-fn tmpfs() -> PathBuf {
+pub fn tmpfs() -> PathBuf {
     let shm = Path::new("/dev/shm");
     if shm.is_dir() { shm.to_owned() } else { std::env::temp_dir() }
 }

@@ -61,7 +61,8 @@ pub use disk::{CloseError, Disk, LayerInfo};
 pub use error::OpenError;
 pub use inspect::{MapError, check_file, map_file};
 pub use merge::{
-    MergeControl, MergeError, MergeProgress, MergeStep, Merged, ReparentError, merge_offline, reparent,
+    MergeControl, MergeError, MergePlan, MergeProgress, MergeStep, Merged, ReparentError, merge_offline,
+    plan_merge, reparent,
 };
 pub use options::{DiskFormat, DiskOptions};
 pub use seams::{ChangedRanges, WriteGate};

@@ -6,5 +6,6 @@ mod answers;
 mod conventions;
 mod daemon;
 mod disk;
+mod merge;
 mod reference;
 mod support;

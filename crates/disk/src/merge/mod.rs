@@ -22,12 +22,14 @@ mod children;
 mod control;
 mod error;
 mod mover;
+mod plan;
 mod route;
 mod slot;
 
 pub use children::reparent;
 pub use control::{MergeControl, MergeProgress, MergeStep};
 pub use error::{MergeError, ReparentError};
+pub use plan::{MergePlan, plan_merge};
 pub(crate) use route::Routing;
 pub(crate) use slot::MergeSlot;
 
@@ -377,18 +379,7 @@ impl Pair {
         if let Some(child) = children.first().filter(|_| self.is_top && used == Use::Served) {
             return Err(MergeError::ChildOfTop { upper: upper.path.clone(), child: child.clone() });
         }
-        if upper.size != lower.size {
-            return Err(MergeError::SizeDiffers {
-                upper: upper.path.clone(),
-                upper_size: upper.size,
-                lower: lower.path.clone(),
-                lower_size: lower.size,
-            });
-        }
-        match [upper, lower].into_iter().find(|layer| layer.info().is_some_and(|info| info.saved_state)) {
-            Some(saved) => Err(MergeError::SavedState { path: saved.path.clone() }),
-            None => Ok(()),
-        }
+        check_pair(upper, lower)
     }
 
     /// Undoes what opened them for writing.
@@ -425,6 +416,22 @@ impl Merging {
         if let Err(error) = layer.weaken() {
             tracing::warn!(path = %layer.path.display(), %error, "cannot tidy up after a merge");
         }
+    }
+}
+
+/// Whether one can be merged into the other at all.
+fn check_pair(upper: &Layer, lower: &Layer) -> Result<(), MergeError> {
+    if upper.size != lower.size {
+        return Err(MergeError::SizeDiffers {
+            upper: upper.path.clone(),
+            upper_size: upper.size,
+            lower: lower.path.clone(),
+            lower_size: lower.size,
+        });
+    }
+    match [upper, lower].into_iter().find(|layer| layer.info().is_some_and(|info| info.saved_state)) {
+        Some(saved) => Err(MergeError::SavedState { path: saved.path.clone() }),
+        None => Ok(()),
     }
 }
 

@@ -8,6 +8,8 @@ mod in_use;
 mod info;
 mod interrupt;
 mod map;
+mod merge;
+mod reparent;
 mod serve;
 
 use crate::context::Context;
@@ -26,6 +28,10 @@ pub enum DiskCommand {
     Map(map::MapArgs),
     /// Copy a disk, with all its parents, into a new file of another form
     Convert(convert::ConvertArgs),
+    /// Move what a differencing disk holds into its parent, and remove it
+    Merge(merge::MergeArgs),
+    /// Tell a differencing disk where its parent is now
+    Reparent(reparent::ReparentArgs),
     /// Serve a disk by NBD on a unix socket
     Serve(serve::ServeArgs),
 }
@@ -39,6 +45,8 @@ impl DiskCommand {
             Self::Check(args) => check::run(context, args),
             Self::Map(args) => map::run(context, args),
             Self::Convert(args) => convert::run(context, args),
+            Self::Merge(args) => merge::run(context, args),
+            Self::Reparent(args) => reparent::run(context, args),
             Self::Serve(args) => serve::run(context, args),
         };
         let cure = match self {

@@ -1,0 +1,115 @@
+//! What a merge of files that nobody uses would do.
+
+use super::MergeError;
+use crate::{
+    disk::Disk,
+    error::OpenError,
+    fs::{FileSystem, folder_of},
+    layer::{Layer, LayerMode},
+    options::{DiskFormat, DiskOptions},
+};
+use backstay_vhd::DiskType;
+use std::{
+    fmt,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+use uuid::Uuid;
+
+/// What a merge would do; printable.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MergePlan {
+    /// The file that is emptied.
+    pub upper: PathBuf,
+    /// Its parent.
+    pub lower: PathBuf,
+    /// What kind of disk the parent is.
+    pub lower_type: DiskType,
+    /// Blocks to be moved.
+    pub blocks: u64,
+    /// Bytes of data in them.
+    pub bytes: u64,
+    /// Bytes free where the parent is.
+    pub free: u64,
+    /// Children of the upper file in its folder and in that of the parent: they get the lower one as their parent.
+    pub children: Vec<PathBuf>,
+    /// Other children of the lower file there: their content would be destroyed, so while there are any nothing is merged.
+    pub siblings: Vec<PathBuf>,
+}
+
+impl fmt::Display for MergePlan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { upper, lower, blocks, bytes, .. } = self;
+        writeln!(f, "move {bytes} bytes in {blocks} blocks of {} into its parent", upper.display())?;
+        writeln!(f, "  {}, a {} disk", lower.display(), self.lower_type)?;
+        for child in &self.children {
+            writeln!(f, "make {} a child of that", child.display())?;
+        }
+        writeln!(f, "remove {}", upper.display())
+    }
+}
+
+/// Looks at a differencing file that nobody writes to, its parent, and the files beside both.
+///
+/// # Errors
+/// As [`super::merge_offline`].
+pub fn plan_merge(
+    fs: &Arc<dyn FileSystem>,
+    upper: &Path,
+    options: &DiskOptions,
+) -> Result<MergePlan, MergeError> {
+    let failed = |source: OpenError| MergeError::Open { upper: upper.to_owned(), source: Box::new(source) };
+    let looking = DiskOptions { read_only: true, gate: None, changed: None, ..options.clone() };
+    let disk = Disk::open_on(Arc::clone(fs), upper, looking.clone()).map_err(failed)?;
+    let chain = disk.chain.enter();
+    let no_parent = || MergeError::NoParent { upper: upper.to_owned() };
+    let [upper, lower, ..] = chain.layers.as_slice() else { return Err(no_parent()) };
+    super::check_pair(upper, lower)?;
+    let (image, info) = (upper.image().ok_or_else(no_parent)?, lower.info().ok_or_else(no_parent)?);
+    let held = image.held_blocks();
+    let read = |source| MergeError::Io { path: upper.path.clone(), action: "read", source };
+    let mut bytes = 0;
+    for block in &held {
+        bytes += image.held_bytes(*block).map_err(|error| read(error.into()))?;
+    }
+    let folders = [folder_of(&upper.path), folder_of(&lower.path)];
+    let mut beside = children_in(fs, &folders, &looking);
+    beside.retain(|(path, _)| *path != upper.path && *path != lower.path);
+    let of = |id: Uuid| beside.iter().filter(move |(_, parent)| *parent == id).map(|(path, _)| path.clone());
+    let free = fs.free_space(folder_of(&lower.path));
+    Ok(MergePlan {
+        upper: upper.path.clone(),
+        lower: lower.path.clone(),
+        lower_type: info.disk_type,
+        blocks: held.len() as u64,
+        bytes,
+        free: free.map_err(|source| MergeError::Io {
+            path: lower.path.clone(),
+            action: "look at",
+            source,
+        })?,
+        children: of(image.info().unique_id).collect(),
+        siblings: of(info.unique_id).collect(),
+    })
+}
+
+/// The differencing disks in these folders and the ids of their parents. What cannot be opened is left out.
+fn children_in(fs: &Arc<dyn FileSystem>, folders: &[&Path], options: &DiskOptions) -> Vec<(PathBuf, Uuid)> {
+    let mut found: Vec<(PathBuf, Uuid)> = Vec::new();
+    for folder in folders {
+        for name in fs.list(folder).unwrap_or_default() {
+            let path = folder.join(name);
+            if DiskFormat::of_name(&path) != Some(DiskFormat::Vhd)
+                || found.iter().any(|(known, _)| *known == path)
+            {
+                continue;
+            }
+            let mode = LayerMode { writable: false, format: DiskFormat::Vhd };
+            let Ok(layer) = Layer::open(fs, &path, mode, options) else { continue };
+            if let Some(link) = layer.info().and_then(|info| info.parent.as_ref()) {
+                found.push((path, link.unique_id));
+            }
+        }
+    }
+    found
+}
