@@ -8,6 +8,7 @@ mod apply;
 mod config;
 mod devices;
 mod error;
+mod files;
 mod ours;
 mod read;
 mod spec;

@@ -6,7 +6,7 @@ use backstay_hyperv::{
 };
 use backstay_model::{
     AccelPolicy, BootDevice, CheckpointId, CpuControl, DriveMedia, DriveSlot, DriveSpec, HostStartAction,
-    HostStopAction, MacAddress, MemoryMethod, NicAttachment, NicId, NicModel, NicSpec, RecoveryAction,
+    HostStopAction, MacAddress, MemoryMethod, Merging, NicAttachment, NicId, NicModel, NicSpec, RecoveryAction,
     VirtualHardware, VmId, VmName, VmSpec,
 };
 use proptest::collection::{btree_map, vec};
@@ -188,6 +188,8 @@ proptest! {
         parent in prop::option::of(guid()),
         pending in prop::option::of((guid(), vec(step(), 0..4))),
         kept in vec(step(), 0..4),
+        released in prop::collection::btree_set("/[a-zж]{1,9}\\.avhd".prop_map(std::path::PathBuf::from), 0..4),
+        deleting in prop::collection::btree_set(guid().prop_map(CheckpointId), 0..4),
     ) {
         let parent = parent.map(CheckpointId);
         let pending = pending.map(|(id, layers)| PendingCheckpoint { checkpoint: CheckpointId(id), layers });
@@ -201,10 +203,27 @@ proptest! {
         prop_assert_eq!(read.checkpoint_meta(), Some(meta.clone()));
         prop_assert_eq!(read.now_parent(), parent);
         prop_assert_eq!(read.pending(), pending);
-        prop_assert_eq!(read.kept_layers(), kept);
+        prop_assert_eq!(read.kept_layers(), kept.clone());
         prop_assert_eq!(read.spec(), untouched.spec());
         let checkpoint = read.checkpoint().unwrap();
         prop_assert_eq!((checkpoint.id, checkpoint.disks.len()), (meta.id, 3));
+
+        // The older list is part of the newer one, and becomes it.
+        let from: std::collections::BTreeSet<_> = kept.iter().map(|step| step.from.clone()).collect();
+        prop_assert_eq!(read.released(), from);
+        let merging = released.first().map(|file| Merging { upper: file.clone(), lower: "/base.vhd".into() });
+        read.set_released(&released).unwrap();
+        read.set_deleting(&deleting);
+        read.set_merging(merging.as_ref()).unwrap();
+        let mut read = VmConfig::parse(&read.to_bytes()).unwrap();
+        prop_assert_eq!((read.released(), read.deleting(), read.merging()), (released.clone(), deleting, merging));
+        prop_assert!(read.kept_layers().is_empty());
+        let flag = read.get("global_settings/disk_merge_pending").and_then(|leaf| leaf.value());
+        prop_assert_eq!(flag == Some(Value::Bool(true)), !released.is_empty());
+        read.set_released(&std::collections::BTreeSet::new()).unwrap();
+        read.set_deleting(&std::collections::BTreeSet::new());
+        read.set_merging(None).unwrap();
+        prop_assert!(read.released().is_empty() && read.deleting().is_empty() && read.merging().is_none());
 
         read.set_checkpoint_meta(None).unwrap();
         read.set_now_parent(None);

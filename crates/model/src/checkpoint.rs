@@ -125,6 +125,52 @@ impl CheckpointTree {
         self.by_id.values().filter(|c| c.name == text).collect()
     }
 
+    /// `of` and everything that hangs below it, children before their parents.
+    #[must_use]
+    pub fn subtree(&self, of: CheckpointId) -> Vec<CheckpointId> {
+        let mut ids = Vec::new();
+        self.collect(of, &mut ids);
+        ids
+    }
+
+    fn collect(&self, of: CheckpointId, ids: &mut Vec<CheckpointId>) {
+        if self.by_id.contains_key(&of) {
+            for child in self.children(Some(of)).into_iter().flatten() {
+                self.collect(child, ids);
+            }
+            ids.push(of);
+        }
+    }
+
+    /// The tree without `gone`: what hung below one of them hangs below its nearest ancestor that stays. Also returned are
+    /// the checkpoints whose parent changed by that.
+    #[must_use]
+    pub fn without(&self, gone: &BTreeSet<CheckpointId>) -> (Self, Vec<CheckpointId>) {
+        let ancestor = |from: Option<CheckpointId>| {
+            let mut at = from;
+            while let Some(id) = at.filter(|id| gone.contains(id)) {
+                at = self.by_id.get(&id).and_then(|c| c.parent);
+            }
+            at
+        };
+        let (mut by_id, mut moved) = (self.by_id.clone(), Vec::new());
+        by_id.retain(|id, _| !gone.contains(id));
+        for checkpoint in by_id.values_mut() {
+            let parent = ancestor(checkpoint.parent);
+            if parent != checkpoint.parent {
+                checkpoint.parent = parent;
+                moved.push(checkpoint.id);
+            }
+        }
+        (Self { by_id, now_parent: ancestor(self.now_parent) }, moved)
+    }
+
+    /// The checkpoint Now continues from as it was recorded, whether or not it still exists.
+    #[must_use]
+    pub fn now_parent_id(&self) -> Option<CheckpointId> {
+        self.now_parent
+    }
+
     /// All checkpoints, oldest first.
     #[must_use]
     pub fn all(&self) -> Vec<&Checkpoint> {
@@ -219,6 +265,25 @@ mod tests {
             CheckpointTree::new(vec![checkpoint(1, None), checkpoint(1, None)], None),
             Err(TreeError::Duplicate(_))
         ));
+    }
+
+    #[test]
+    fn what_hung_below_a_deleted_checkpoint_hangs_below_its_parent() {
+        let id = |n| CheckpointId(Uuid::from_u128(n));
+        let tree = CheckpointTree::new(
+            vec![checkpoint(1, None), checkpoint(2, Some(1)), checkpoint(3, Some(2)), checkpoint(4, Some(3))],
+            Some(id(3)),
+        )
+        .unwrap();
+        assert_eq!(tree.subtree(id(2)), [id(4), id(3), id(2)]);
+        assert_eq!(tree.subtree(id(9)), []);
+        let (left, moved) = tree.without(&BTreeSet::from([id(2), id(3)]));
+        assert_eq!(moved, [id(4)]);
+        assert_eq!(left.get(id(4)).unwrap().parent, Some(id(1)));
+        assert_eq!(left.now_parent().unwrap().id, id(1));
+        let (none, moved) = tree.without(&tree.subtree(id(1)).into_iter().collect());
+        assert!(none.all().is_empty() && moved.is_empty());
+        assert_eq!(none.now_parent_id(), None);
     }
 
     #[test]

@@ -4,6 +4,7 @@
 mod checkpoint;
 mod cpu;
 mod ids;
+mod layers;
 mod name;
 mod size;
 mod state;
@@ -12,6 +13,7 @@ mod vm;
 pub use checkpoint::{Checkpoint, CheckpointDisk, CheckpointTree, MemoryMethod, TreeError, TreeLine};
 pub use cpu::{CpuControl, CpuError};
 pub use ids::{CheckpointId, Generation, NicId, ParseIdError, TaskId, VmId};
+pub use layers::{FilePlan, FileStep, KeptFile, Layers, Merging, StateOf};
 pub use name::{NameError, VmName};
 pub use size::{ByteSize, ParseSizeError};
 pub use state::{Refusal, VmState, VmVerb, allowed};
