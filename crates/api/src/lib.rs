@@ -17,8 +17,9 @@ mod task;
 mod vm;
 
 pub use checkpoint::{
-    CheckpointApply, CheckpointCreate, CheckpointDiskInfo, CheckpointInfo, CheckpointLine, CheckpointList,
-    CheckpointResult,
+    CheckpointApply, CheckpointCreate, CheckpointDelete, CheckpointDeleted, CheckpointDiskInfo,
+    CheckpointExport, CheckpointInfo, CheckpointLine, CheckpointList, CheckpointMerge, CheckpointResult,
+    CheckpointUpdate, KeptFile, MergeResult, PendingFile,
 };
 pub use client::{
     CallOptions, Client, ClientError, ConsoleKind, ConsoleStream, EventFilter, EventStream, Outcome,

@@ -21,6 +21,22 @@ pub fn confirm_name(context: &Context, what: &str, name: &str) -> anyhow::Result
     if ask(what, &format!("Type its name ({name}) to go on:"))? == name { Ok(()) } else { Err(declined()) }
 }
 
+/// Whether somebody can answer.
+pub fn is_terminal() -> bool {
+    io::stdin().is_terminal()
+}
+
+/// Asks a question that can be answered with yes, no or cancel; an empty answer is `usually`. None: cancel.
+pub fn choose(question: &str, usually: bool) -> anyhow::Result<Option<bool>> {
+    let answer = ask(question, if usually { "[Y/n/cancel]" } else { "[y/N/cancel]" })?;
+    Ok(match answer.to_ascii_lowercase().as_str() {
+        "" => Some(usually),
+        "y" | "yes" => Some(true),
+        "n" | "no" => Some(false),
+        _ => None,
+    })
+}
+
 fn ask(question: &str, hint: &str) -> anyhow::Result<String> {
     if !io::stdin().is_terminal() {
         return Err(Fail::usage(format!(
@@ -35,6 +51,7 @@ fn ask(question: &str, hint: &str) -> anyhow::Result<String> {
     Ok(line.trim().to_owned())
 }
 
-fn declined() -> anyhow::Error {
+/// The end of a command whose question was not answered with yes.
+pub fn declined() -> anyhow::Error {
     Fail::error("not confirmed: nothing was changed")
 }

@@ -4,6 +4,7 @@
 use crate::disks::{self, Chain};
 use crate::failure::Failure;
 use crate::stamp::Stamp;
+use backstay_api::ProblemCode;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
@@ -40,7 +41,11 @@ impl Chains {
             return Ok(known.files);
         }
         let begun = SystemTime::now();
-        let files = self.read(top)?;
+        let files = match (self.read(top), self.remembered(top)) {
+            // Somebody writes to one of them, for example a merge: it was made of the same files, or of more.
+            (Err(failure), Some(files)) if failure.code() == ProblemCode::InUse => return Ok(files),
+            (files, _) => files?,
+        };
         if let Some(stamps) = stamps_of(&files)
             && stamps.iter().all(|stamp| stamp.is_older_than(begun))
         {
@@ -59,7 +64,9 @@ impl Chains {
         match disks::probe(top) {
             Ok(chain) => Ok(Chain::files(&chain)),
             Err(failure) => {
-                self.table().remove(top);
+                if failure.code() != ProblemCode::InUse {
+                    self.table().remove(top);
+                }
                 Err(failure)
             }
         }

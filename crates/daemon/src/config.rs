@@ -25,6 +25,8 @@ pub struct Config {
     pub log: LogConfig,
     /// Prometheus.
     pub metrics: MetricsConfig,
+    /// Checkpoints.
+    pub checkpoints: CheckpointConfig,
 }
 
 /// The `[metrics]` section.
@@ -32,6 +34,24 @@ pub struct Config {
 pub struct MetricsConfig {
     /// A loopback address where `/metrics` is served too, and nothing else; none: on the API's socket only.
     pub listen: Option<SocketAddr>,
+}
+
+/// The `[checkpoints]` section.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct CheckpointConfig {
+    /// A virtual machine has at most so many.
+    pub limit: u32,
+    /// From so many in a row below Now on there is a warning: every read looks through their files.
+    pub warn_depth: u32,
+    /// From this age on there is a warning, in days.
+    pub warn_days: u32,
+}
+
+impl Default for CheckpointConfig {
+    fn default() -> Self {
+        Self { limit: 50, warn_depth: 20, warn_days: 30 }
+    }
 }
 
 /// The `[qemu]` section.
@@ -103,6 +123,8 @@ struct FileConfig {
     log: FileLog,
     #[serde(default)]
     metrics: FileMetrics,
+    #[serde(default)]
+    checkpoints: CheckpointConfig,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -138,6 +160,7 @@ impl Config {
             qemu: QemuConfig { executable: "qemu-system-x86_64".into(), user: None },
             log: LogConfig::default(),
             metrics: MetricsConfig::default(),
+            checkpoints: CheckpointConfig::default(),
         }
     }
 
@@ -179,6 +202,7 @@ impl Config {
             },
             log: log(file.log, &environment)?,
             metrics: MetricsConfig { listen: file.metrics.listen },
+            checkpoints: file.checkpoints,
         };
         if let Some(address) = config.metrics.listen.filter(|address| !address.ip().is_loopback()) {
             return Err(ConfigError::NotLoopback { address });
@@ -230,6 +254,9 @@ mod tests {
         assert_eq!(config.socket, Path::new("/tmp/r/backstay.sock"));
         assert_eq!(config.qemu.user.as_deref(), Some("qemu"));
         assert_eq!(config.qemu.executable, Path::new("qemu-system-x86_64"));
+        assert_eq!(config.checkpoints.limit, 50);
+        let config = read("[checkpoints]\nlimit = 3\n", &[]).unwrap();
+        assert_eq!((config.checkpoints.limit, config.checkpoints.warn_days), (3, 30));
     }
 
     #[test]

@@ -4,7 +4,7 @@ use crate::failure::Failure;
 use backstay_api::{DiskLayer, DiskType, ProblemCode};
 use backstay_disk::{
     ConvertError, ConvertRequest, ConvertTo, CreateError, DEFAULT_BLOCK_SIZE, Disk, DiskFormat, DiskOptions,
-    Identity, LayerInfo, NewDisk, OpenError, Progress, convert, create_disk, fs,
+    Identity, LayerInfo, MergeError, NewDisk, OpenError, Progress, convert, create_disk, fs,
 };
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
@@ -98,6 +98,20 @@ pub fn open_failure(error: OpenError) -> Failure {
         _ => (ProblemCode::Damaged, "a disk cannot be used"),
     };
     Failure::because(code, words, error)
+}
+
+/// The problem of a merge that ended early.
+#[must_use]
+pub fn merge_failure(error: MergeError) -> Failure {
+    let code = match &error {
+        MergeError::NoSpace { .. } => ProblemCode::NoSpace,
+        MergeError::Busy { .. } => ProblemCode::InUse,
+        MergeError::Open { source, .. } if matches!(**source, OpenError::InUse { .. }) => ProblemCode::InUse,
+        MergeError::SizeDiffers { .. } | MergeError::SavedState { .. } => ProblemCode::Precondition,
+        MergeError::Open { .. } => ProblemCode::Damaged,
+        _ => ProblemCode::Unavailable,
+    };
+    Failure::because(code, "a file of a deleted checkpoint was not merged", error)
 }
 
 fn create_failure(error: CreateError) -> Failure {

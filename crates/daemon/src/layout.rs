@@ -101,11 +101,7 @@ impl Layout {
     /// The name of a new differencing disk above `below`: `NAME_<GUID>.avhd`, where NAME is that of the first disk.
     #[must_use]
     pub fn new_layer(&self, vm: VmId, below: &Path, guid: Uuid) -> PathBuf {
-        let stem = below.file_stem().map_or_else(|| "disk".into(), |s| s.to_string_lossy().into_owned());
-        let name = match stem.rsplit_once('_') {
-            Some((name, tail)) if is_layer(below) && Uuid::try_parse(tail).is_ok() => name,
-            _ => stem.as_str(),
-        };
+        let name = Self::first_name(below);
         // 200 bytes leave room below NAME_MAX (255) for a GUID and an extension.
         let mut end = name.len().min(200);
         while !name.is_char_boundary(end) {
@@ -113,6 +109,16 @@ impl Layout {
         }
         let extension = if has_extension(below, &["vhdx", "avhdx"]) { "avhdx" } else { "avhd" };
         self.layers(vm).join(format!("{}_{:X}.{extension}", &name[..end], guid.hyphenated()))
+    }
+
+    /// The name of the first disk of a file's chain, without extension and without the GUID that a checkpoint added.
+    #[must_use]
+    pub fn first_name(file: &Path) -> String {
+        let stem = file.file_stem().map_or_else(|| "disk".into(), |s| s.to_string_lossy().into_owned());
+        match stem.rsplit_once('_') {
+            Some((name, tail)) if is_layer(file) && Uuid::try_parse(tail).is_ok() => name.into(),
+            _ => stem,
+        }
     }
 
     /// A free name for a new disk of a machine: `NAME.vhd`, `NAME-1.vhd` …

@@ -10,6 +10,7 @@ mod disks;
 mod durable;
 mod events;
 mod failure;
+mod flatten;
 mod host;
 mod http;
 mod inventory;

@@ -191,6 +191,7 @@ pub(crate) fn assemble(config: Config) -> Result<Result<Arc<App>, StoreError>, F
         events: EventHub::new(store.clone()),
         workers: Workers::new(executable, config.run_dir.join(RUNS)),
         chains: Arc::default(),
+        mergers: crate::app::Mergers::default(),
         attaching: tokio::sync::Mutex::default(),
         host,
         store,

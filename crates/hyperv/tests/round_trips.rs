@@ -6,8 +6,8 @@ use backstay_hyperv::{
 };
 use backstay_model::{
     AccelPolicy, BootDevice, CheckpointId, CpuControl, DriveMedia, DriveSlot, DriveSpec, HostStartAction,
-    HostStopAction, MacAddress, MemoryMethod, Merging, NicAttachment, NicId, NicModel, NicSpec, RecoveryAction,
-    VirtualHardware, VmId, VmName, VmSpec,
+    HostStopAction, MacAddress, MemoryMethod, Merging, NicAttachment, NicId, NicModel, NicSpec,
+    RecoveryAction, VirtualHardware, VmId, VmName, VmSpec,
 };
 use proptest::collection::{btree_map, vec};
 use proptest::prelude::*;

@@ -146,7 +146,11 @@ impl Layers {
         let mut released: Vec<_> = self.released.iter().collect();
         // From the bottom: so every byte is copied once on its way down a row of released files.
         released.sort_by_key(|file| (self.depth(file), (*file).clone()));
-        released.into_iter().find_map(|file| self.step_for(file).ok().flatten())
+        let steps: Vec<_> =
+            released.into_iter().filter_map(|file| self.step_for(file).ok().flatten()).collect();
+        // What goes away need not be merged first; the file above a merge is one of those.
+        let delete = steps.iter().find(|step| matches!(step, FileStep::Delete(_)));
+        delete.or(steps.first()).cloned()
     }
 
     fn merge(&self, upper: &Path, lower: &Path) -> FileStep {
@@ -218,9 +222,8 @@ impl Layers {
             after.apply(&step);
             plan.steps.push(step);
         }
-        let reason = |file: &PathBuf| {
-            after.step_for(file).err().map(|reason| KeptFile { file: file.clone(), reason })
-        };
+        let reason =
+            |file: &PathBuf| after.step_for(file).err().map(|reason| KeptFile { file: file.clone(), reason });
         plan.kept = after.released.iter().filter_map(reason).collect();
         plan
     }

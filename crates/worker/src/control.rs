@@ -65,6 +65,26 @@ pub enum Request {
         /// Which.
         checkpoint: CheckpointId,
     },
+    /// Move a layer of an open disk into its parent while the guest runs. The reply comes when that has begun
+    /// ([`MergeOutcome::Running`]); [`Request::MergeStatus`] tells the end.
+    MergeLayer(MergeRequest),
+    /// How far a merge is: also for a daemon that was restarted in between.
+    MergeStatus {
+        /// The layer that is merged.
+        upper: PathBuf,
+    },
+    /// Change the speed of a merge.
+    MergeRate {
+        /// The layer that is merged.
+        upper: PathBuf,
+        /// Bytes per second; none: as fast as it goes.
+        rate: Option<u64>,
+    },
+    /// End a merge soon; what was moved stays moved.
+    CancelMerge {
+        /// The layer that is merged.
+        upper: PathBuf,
+    },
     /// Chain and statistics of the disks this worker holds.
     Disks,
     /// Which file of a disk's chain holds what.
@@ -120,6 +140,52 @@ pub struct LayerSwitch {
     pub from: PathBuf,
     /// The new top; must not exist yet.
     pub to: PathBuf,
+}
+
+/// A layer that is to be moved into its parent.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MergeRequest {
+    /// Which disk.
+    pub slot: DriveSlot,
+    /// The layer that ends up empty.
+    pub upper: PathBuf,
+    /// Its parent, as the configuration will name it where it named `upper`.
+    pub lower: PathBuf,
+    /// Files that have `upper` as their parent and are in no chain of this worker: they get `lower`.
+    #[serde(default)]
+    pub children: Vec<PathBuf>,
+    /// Bytes per second; none: as fast as it goes.
+    #[serde(default)]
+    pub rate: Option<u64>,
+}
+
+/// How far a merge is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", tag = "stage")]
+pub enum MergeOutcome {
+    /// This worker never heard of it.
+    Unknown,
+    /// It goes on.
+    Running {
+        /// Blocks that were to be moved when it began; 0 before that is known.
+        blocks_total: u64,
+        /// Those of them that the lower layer holds for good.
+        blocks_done: u64,
+        /// Bytes copied so far.
+        bytes_moved: u64,
+    },
+    /// The upper layer is empty and off the chain; nothing but the configuration names it.
+    Complete {
+        /// Bytes copied.
+        bytes_moved: u64,
+    },
+    /// It was cancelled; another merge of the same layer goes on from there.
+    Stopped,
+    /// It failed; the chain is whole, and another merge of the same layer goes on from there.
+    Failed {
+        /// What went wrong.
+        message: String,
+    },
 }
 
 /// The answer to a [`RequestFrame`].
@@ -182,6 +248,8 @@ pub enum Reply {
     Status(Box<WorkerStatus>),
     /// To [`Request::Checkpoint`], [`Request::Save`] and [`Request::CheckpointStatus`].
     Checkpoint(CheckpointOutcome),
+    /// To [`Request::MergeLayer`] and [`Request::MergeStatus`].
+    Merge(MergeOutcome),
     /// To [`Request::Disks`].
     Disks {
         /// One per disk.
@@ -402,6 +470,15 @@ pub enum WorkerEvent {
         checkpoint: CheckpointId,
         /// How.
         outcome: CheckpointOutcome,
+    },
+    /// A layer was merged into its parent, or was not.
+    MergeFinished {
+        /// The layer.
+        upper: PathBuf,
+        /// Its parent.
+        lower: PathBuf,
+        /// How it ended.
+        outcome: MergeOutcome,
     },
     /// A warning worth keeping.
     Warning {

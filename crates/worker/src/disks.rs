@@ -290,6 +290,23 @@ impl DiskSet {
         kept
     }
 
+    /// Notes that the layer `upper` was merged into `lower`: if it was the top, the guest writes to `lower` now.
+    ///
+    /// # Errors
+    /// [`DisksError`]: the next worker would open `upper`, which is empty and reads the same.
+    pub fn merged(&self, slot: DriveSlot, upper: &Path, lower: &Path) -> Result<(), DisksError> {
+        let drive = self.drive(slot)?;
+        let same = |a: &Path, b: &Path| {
+            a == b || matches!((a.canonicalize(), b.canonicalize()), (Ok(a), Ok(b)) if a == b)
+        };
+        if !same(&drive.top().clone(), upper) {
+            return Ok(());
+        }
+        *drive.top() = lower.into();
+        Tops::conclude(&self.tops, [(slot, lower.into())])
+            .map_err(|source| DisksError::RunFile { path: self.tops.clone(), source })
+    }
+
     /// Ends service and closes the files, making everything durable. Blocks. Returns what went wrong, in words.
     pub fn close(&self) -> Vec<String> {
         if let Some(server) = self.server.lock().unwrap_or_else(PoisonError::into_inner).take() {

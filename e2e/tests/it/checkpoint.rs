@@ -127,19 +127,19 @@ fn every_checkpoint_of_a_tree_can_be_applied() {
     guest.count();
     guest.write(FIRST, 0x100, 0x33).unwrap();
 
-    host.ok(&["checkpoint", "apply", "m", "first", "--yes"]);
+    host.ok(&["checkpoint", "apply", "m", "first", "--no-checkpoint-first", "--yes"]);
     let mut guest = Micro::attach(&host.console("m")).unwrap();
     assert_eq!(guest.count(), 2);
     guest.expect(FIRST, 0x100, 0x11);
     guest.write(FIRST, 0x100, 0x44).unwrap();
     host.ok(&["checkpoint", "create", "m", "branch"]);
 
-    host.ok(&["checkpoint", "apply", "m", "second", "--yes"]);
+    host.ok(&["checkpoint", "apply", "m", "second", "--no-checkpoint-first", "--yes"]);
     let mut guest = Micro::attach(&host.console("m")).unwrap();
     assert_eq!(guest.count(), 3);
     guest.expect(FIRST, 0x100, 0x22);
 
-    host.ok(&["checkpoint", "apply", "m", "branch", "--yes"]);
+    host.ok(&["checkpoint", "apply", "m", "branch", "--no-checkpoint-first", "--yes"]);
     let mut guest = Micro::attach(&host.console("m")).unwrap();
     assert_eq!(guest.count(), 3);
     guest.expect(FIRST, 0x100, 0x44);
@@ -151,7 +151,7 @@ fn every_checkpoint_of_a_tree_can_be_applied() {
     assert!(shown.contains("Now"), "{shown}");
 
     // Back by name of a checkpoint whose memory is not wanted: disks only, off.
-    host.ok(&["checkpoint", "apply", "m", "first", "--without-memory", "--yes"]);
+    host.ok(&["checkpoint", "apply", "m", "first", "--without-memory", "--no-checkpoint-first", "--yes"]);
     assert_eq!(host.state_of("m"), "off");
     host.ok(&["vm", "start", "m"]);
     let (mut guest, _) = Micro::booting(&host.console("m"));

@@ -37,7 +37,7 @@ fn each_checkpoint_is_whole(host: &Host, written: &[(String, u8)]) {
     println!("{} of {} checkpoints exist", names.len(), written.len());
     for name in names.iter().rev().take(2) {
         let (_, byte) = written.iter().find(|(n, _)| n == name).unwrap_or_else(|| panic!("who made {name}?"));
-        host.ok(&["checkpoint", "apply", "m", name, "--yes"]);
+        host.ok(&["checkpoint", "apply", "m", name, "--no-checkpoint-first", "--yes"]);
         let mut guest = Micro::attach(&host.console("m")).unwrap();
         guest.expect(FIRST, 0x100, *byte);
     }
@@ -125,7 +125,10 @@ fn a_daemon_that_is_killed_while_it_applies_can_apply_again() {
     host.ok(&["checkpoint", "create", "m", "there"]);
     guest.write(FIRST, 0x100, 0x02).unwrap();
     for moment in MOMENTS {
-        let mut child = host.command(&["checkpoint", "apply", "m", "there", "--yes"]).spawn().unwrap();
+        let mut child = host
+            .command(&["checkpoint", "apply", "m", "there", "--no-checkpoint-first", "--yes"])
+            .spawn()
+            .unwrap();
         sleep(Duration::from_millis(*moment));
         host.kill_daemon();
         host.start_daemon();
@@ -137,7 +140,7 @@ fn a_daemon_that_is_killed_while_it_applies_can_apply_again() {
             matches!(state.as_str(), "running" | "off" | "failed" | "saved"),
             "after {moment} ms it is {state}"
         );
-        host.ok(&["checkpoint", "apply", "m", "there", "--yes"]);
+        host.ok(&["checkpoint", "apply", "m", "there", "--no-checkpoint-first", "--yes"]);
         let mut guest = Micro::attach(&host.console("m")).unwrap();
         guest.expect(FIRST, 0x100, 0x01);
         assert_eq!(guest.count(), 1, "memory is the checkpoint's");

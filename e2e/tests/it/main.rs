@@ -17,6 +17,8 @@ mod life;
 mod linux;
 mod metrics;
 mod package;
+mod tree;
+mod tree_random;
 mod unprivileged;
 
 /// The first disk, as the BIOS numbers them.

@@ -33,7 +33,7 @@ fn story(user: &str) -> (String, String, bool) {
     assert_eq!(guest.count(), 2);
     host.ok(&["checkpoint", "create", "m", "after"]);
 
-    host.ok(&["checkpoint", "apply", "m", "c", "--yes"]);
+    host.ok(&["checkpoint", "apply", "m", "c", "--no-checkpoint-first", "--yes"]);
     let mut guest = Micro::attach(&host.console("m")).unwrap();
     assert_eq!(guest.count(), 2, "memory is the checkpoint's");
     guest.expect(FIRST, 0x100, 0x0A);

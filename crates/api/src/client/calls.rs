@@ -2,9 +2,10 @@
 
 use super::{CallOptions, Client, ClientError, EventFilter, Outcome, TaskFilter};
 use crate::{
-    CheckpointApply, CheckpointCreate, CheckpointList, DiskCheck, DiskFile, DiskList, DiskMap, DiskMapQuery,
-    DiskQuery, EventList, HostInfo, LogLevel, Task, TaskList, TaskWaitQuery, Vm, VmClone, VmCreate, VmDelete,
-    VmList, VmQuery, VmRegister, VmRename, VmStart, VmTemplate, VmUpdate,
+    CheckpointApply, CheckpointCreate, CheckpointDelete, CheckpointExport, CheckpointList, CheckpointMerge,
+    CheckpointUpdate, DiskCheck, DiskFile, DiskList, DiskMap, DiskMapQuery, DiskQuery, EventList, HostInfo,
+    LogLevel, Task, TaskList, TaskWaitQuery, Vm, VmClone, VmCreate, VmDelete, VmList, VmQuery, VmRegister,
+    VmRename, VmStart, VmTemplate, VmUpdate,
 };
 use backstay_model::{CheckpointId, TaskId, VmId};
 use reqwest::Method;
@@ -220,6 +221,70 @@ impl Client {
     ) -> Result<Outcome, ClientError> {
         let (vm, checkpoint) = (vm.to_string(), checkpoint.to_string());
         self.call(Method::POST, &["vms", &vm, "checkpoints", &checkpoint, "apply"])
+            .change(Some(body), options)
+            .await
+    }
+
+    /// Changes a checkpoint's name or notes.
+    ///
+    /// # Errors
+    /// `not-found`, `invalid`, `busy`.
+    pub async fn update_checkpoint(
+        &self,
+        vm: VmId,
+        checkpoint: CheckpointId,
+        body: &CheckpointUpdate,
+        options: &CallOptions,
+    ) -> Result<Outcome, ClientError> {
+        let (vm, checkpoint) = (vm.to_string(), checkpoint.to_string());
+        self.call(Method::PATCH, &["vms", &vm, "checkpoints", &checkpoint]).change(Some(body), options).await
+    }
+
+    /// Deletes a checkpoint, or it and everything below it; `query.dry_run` counts, not `options.dry_run`.
+    ///
+    /// # Errors
+    /// `not-found`, `precondition`, `busy`.
+    pub async fn delete_checkpoint(
+        &self,
+        vm: VmId,
+        checkpoint: CheckpointId,
+        query: &CheckpointDelete,
+        options: &CallOptions,
+    ) -> Result<Outcome, ClientError> {
+        let (vm, checkpoint) = (vm.to_string(), checkpoint.to_string());
+        let options = CallOptions { dry_run: false, ..options.clone() };
+        self.call(Method::DELETE, &["vms", &vm, "checkpoints", &checkpoint])
+            .query(query)
+            .change(NOTHING, &options)
+            .await
+    }
+
+    /// Merges the files of deleted checkpoints; changes the speed of a merge that goes on.
+    ///
+    /// # Errors
+    /// `not-found`, `precondition` when there is nothing to merge.
+    pub async fn merge_checkpoints(
+        &self,
+        vm: VmId,
+        body: &CheckpointMerge,
+        options: &CallOptions,
+    ) -> Result<Outcome, ClientError> {
+        self.call(Method::POST, &["vms", &vm.to_string(), "merge"]).change(Some(body), options).await
+    }
+
+    /// Writes a checkpoint as a machine of its own.
+    ///
+    /// # Errors
+    /// `not-found`, `exists`, `no-space`, `busy`.
+    pub async fn export_checkpoint(
+        &self,
+        vm: VmId,
+        checkpoint: CheckpointId,
+        body: &CheckpointExport,
+        options: &CallOptions,
+    ) -> Result<Outcome, ClientError> {
+        let (vm, checkpoint) = (vm.to_string(), checkpoint.to_string());
+        self.call(Method::POST, &["vms", &vm, "checkpoints", &checkpoint, "export"])
             .change(Some(body), options)
             .await
     }

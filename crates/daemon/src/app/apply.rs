@@ -6,9 +6,12 @@
 //! until the guest runs again they are all that is left of the former Now.
 
 use super::apply_checks::{Checked, check};
-use super::checkpoint::decide;
+use super::checkpoint::{check_limit, decide};
 use super::checkpoint_run::{make_children, take};
-use super::cleanup::{abandoned_layers, delete_files};
+use super::cleanup::delete_files;
+use super::deleting::find_checkpoint;
+use super::merge::kick_quietly;
+use super::merge_files::{forget, world};
 use super::power::end_machine;
 use super::settle::settle_before;
 use super::start::{Beginning, launch};
@@ -17,13 +20,22 @@ use crate::durable;
 use crate::events::Happening;
 use crate::failure::Failure;
 use crate::inventory::{Machine, blocking};
+use crate::layout::is_layer;
 use crate::tasks::TaskContext;
 use backstay_api::{CheckpointApply, CheckpointCreate, Plan, ProblemCode};
-use backstay_hyperv::LayerStep;
+use backstay_hyperv::{ApplyError, LayerStep, VmConfig};
 use backstay_model::{Checkpoint, CheckpointId, VmId, VmVerb};
 use std::path::PathBuf;
 use std::sync::Arc;
 use uuid::Uuid;
+
+const APPLY: &str = "checkpoint.apply";
+const REVERT: &str = "checkpoint.revert";
+
+/// Whether Now becomes a checkpoint first. Going to any checkpoint, people want to come back; a revert means to throw away.
+fn checkpoint_first(operation: &str, body: &CheckpointApply) -> bool {
+    body.checkpoint_first.unwrap_or(operation == APPLY)
+}
 
 /// Goes back to the checkpoint that Now continues from.
 ///
@@ -39,13 +51,13 @@ pub async fn revert(
     if machine.config.pending().is_some() && machine.now_parent().is_none() {
         // Whether there is one to go back to is known when that checkpoint is finished.
         check_verb(&machine, VmVerb::ApplyCheckpoint)?;
-        let mut plan = Plan::new("checkpoint.revert");
+        let mut plan = Plan::new(REVERT);
         settle_step(&mut plan, &machine);
-        let (id, spec) = (machine.id, vm_task("checkpoint.revert", &machine));
+        let (id, spec) = (machine.id, vm_task(REVERT, &machine));
         return app.accept(call, plan, spec, move |app, context| run(app, context, id, None, body)).await;
     }
     let parent = former(&machine)?;
-    accept(app, &machine, parent, "checkpoint.revert", body, call).await
+    accept(app, &machine, parent, REVERT, body, call).await
 }
 
 /// The checkpoint that Now continues from.
@@ -58,7 +70,7 @@ fn former(machine: &Machine) -> Result<CheckpointId, Failure> {
     })
 }
 
-fn settle_step(plan: &mut Plan, machine: &Machine) {
+pub(super) fn settle_step(plan: &mut Plan, machine: &Machine) {
     if let Some(pending) = machine.config.pending() {
         plan.step("settle", pending.checkpoint, "this checkpoint was interrupted: finish it or give it up");
     }
@@ -76,24 +88,8 @@ pub async fn apply_checkpoint(
     call: &Call,
 ) -> Result<Accepted, Failure> {
     let machine = app.inventory.find(vm)?;
-    let found = machine.checkpoints.find(checkpoint);
-    let id = match found.as_slice() {
-        [one] => one.id,
-        [] => {
-            return Err(Failure::not_found(format!(
-                "'{}' has no checkpoint '{checkpoint}': `backstay checkpoint list` shows all",
-                machine.name()
-            )));
-        }
-        many => {
-            let ids = many.iter().map(|c| c.id.to_string()).collect::<Vec<_>>().join(", ");
-            return Err(Failure::precondition(format!(
-                "{} checkpoints are named '{checkpoint}': use a GUID ({ids})",
-                many.len()
-            )));
-        }
-    };
-    accept(app, &machine, id, "checkpoint.apply", body, call).await
+    let id = find_checkpoint(&machine, checkpoint)?.id;
+    accept(app, &machine, id, APPLY, body, call).await
 }
 
 async fn accept(
@@ -107,11 +103,15 @@ async fn accept(
     check_verb(machine, VmVerb::ApplyCheckpoint)?;
     let target = target(machine, checkpoint)?;
     let checked = check(app, machine, &target, body.without_memory).await?;
-    let plan = describe(operation, machine, &target, &checked, &body);
+    let first = checkpoint_first(operation, &body);
+    if first {
+        check_limit(app, machine)?;
+    }
+    let plan = describe(operation, machine, &target, &checked, first);
     let id = machine.id;
     let spec = vm_task(operation, machine);
     // What a revert goes back to may change when an interrupted checkpoint is finished first.
-    let wanted = (operation != "checkpoint.revert").then_some(checkpoint);
+    let wanted = (operation != REVERT).then_some(checkpoint);
     app.accept(call, plan, spec, move |app, context| run(app, context, id, wanted, body)).await
 }
 
@@ -123,16 +123,10 @@ fn target(machine: &Machine, id: CheckpointId) -> Result<Checkpoint, Failure> {
         .ok_or_else(|| Failure::not_found(format!("'{}' has no checkpoint {id}", machine.name())))
 }
 
-fn describe(
-    operation: &str,
-    machine: &Machine,
-    target: &Checkpoint,
-    checked: &Checked,
-    body: &CheckpointApply,
-) -> Plan {
+fn describe(operation: &str, machine: &Machine, target: &Checkpoint, checked: &Checked, first: bool) -> Plan {
     let mut plan = Plan::new(operation);
     settle_step(&mut plan, machine);
-    if body.checkpoint_first {
+    if first {
         plan.step("checkpoint", machine.name(), "Now is kept as a checkpoint");
     } else {
         plan.warnings.push("what has changed since the last checkpoint is lost".into());
@@ -171,7 +165,8 @@ async fn run(
     context.progress(2, "checking the checkpoint");
     let checked = check(&app, &machine, &target, body.without_memory).await?;
     let mut first = None;
-    if body.checkpoint_first {
+    let operation = if wanted.is_some() { APPLY } else { REVERT };
+    if checkpoint_first(operation, &body) {
         let decided = decide(&app, &machine, &CheckpointCreate::default()).await?;
         let taken = take(&app, &context, &machine, decided).await?;
         // Whoever was told that it is cancelled keeps the machine as it is.
@@ -241,6 +236,7 @@ async fn switch(
         config.set_drive_path(layer.slot, &layer.to).map_err(wrong)?;
     }
     config.set_now_parent(Some(target.id));
+    carry_records(&machine, &mut config, &former_tops).map_err(wrong)?;
     let saved = app.inventory.save(&machine, config).await?;
     let what = Happening {
         kind: "checkpoint.applied",
@@ -253,14 +249,36 @@ async fn switch(
     if let Some(restore) = checked.restore.clone() {
         context.progress(99, "loading memory");
         let beginning = Beginning { paused: false, restore: Some(restore) };
-        let launched = launch(app, context, &saved, beginning).await;
-        launched.map_err(|failure| not_loaded(&saved, target, &former_tops, failure))?;
+        if let Err(failure) = launch(app, context, &saved, beginning).await {
+            keep(app, id, &former_tops).await?;
+            return Err(not_loaded(&saved, target, &former_tops, failure));
+        }
     }
-    let doomed = abandoned_layers(app, &saved, &former_tops).await;
-    for note in doomed.notes.into_iter().chain(delete_files(doomed.files).await) {
-        context.warn(note);
+    // Else nobody would hear why the space does not come back.
+    if let Err(failure) = world(app, &app.inventory.get(id)?).await {
+        context.warn(failure.full_message());
     }
+    kick_quietly(app, id);
     Ok(())
+}
+
+/// The records about files belong to the machine, not to the checkpoint whose configuration is taken over. The files that
+/// Now wrote to before are released with the same write; they go when this task lets go of the machine.
+fn carry_records(
+    machine: &Machine,
+    config: &mut VmConfig,
+    former_tops: &[PathBuf],
+) -> Result<(), ApplyError> {
+    let mut released = machine.config.released();
+    released.extend(former_tops.iter().filter(|top| is_layer(top)).cloned());
+    config.set_released(&released)?;
+    config.set_deleting(&machine.config.deleting());
+    config.set_merging(machine.config.merging().as_ref())
+}
+
+/// The guest does not run: what Now wrote to before is all that is left of it, and stays.
+async fn keep(app: &Arc<App>, id: VmId, former_tops: &[PathBuf]) -> Result<(), Failure> {
+    forget(app, &app.inventory.get(id)?, former_tops).await.map(drop)
 }
 
 fn not_loaded(machine: &Machine, target: &Checkpoint, former_tops: &[PathBuf], failure: Failure) -> Failure {

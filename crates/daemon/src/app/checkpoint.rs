@@ -1,8 +1,10 @@
 //! Taking a checkpoint: what will be done is decided here, once; see `checkpoint_run` for the doing.
 
 use super::checkpoint_run::take;
+use super::rename_checkpoint::check_name;
 use super::settle::settle_before;
 use super::usage::chain_of;
+use super::views::tree_warnings;
 use super::{Accepted, App, Call, Done, check_verb, vm_task};
 use crate::disks;
 use crate::failure::Failure;
@@ -11,7 +13,7 @@ use crate::store::TaskNote;
 use crate::tasks::TaskContext;
 use backstay_api::{Blocker, CheckpointCreate, Plan, ProblemCode};
 use backstay_hyperv::{LayerStep, PendingCheckpoint};
-use backstay_model::{CheckpointId, VmId, VmName, VmVerb};
+use backstay_model::{CheckpointId, VmId, VmVerb};
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 use std::sync::Arc;
@@ -64,6 +66,9 @@ async fn run(app: Arc<App>, context: TaskContext, id: VmId, body: CheckpointCrea
     let machine = settle_before(&app, &context, id).await?;
     let decided = decide(&app, &machine, &body).await?;
     let result = take(&app, &context, &machine, decided).await?;
+    for warning in app.inventory.get(id).map(|m| tree_warnings(&app, &m)).unwrap_or_default() {
+        context.warn(warning);
+    }
     serde_json::to_value(result)
         .map(Some)
         .map_err(|error| Failure::because(ProblemCode::Internal, "the result cannot be written", error))
@@ -78,10 +83,9 @@ pub(super) async fn decide(
 ) -> Result<CheckpointPlan, Failure> {
     check_verb(machine, VmVerb::Checkpoint)?;
     let now = Timestamp::now();
+    check_limit(app, machine)?;
     let name = match &body.name {
-        Some(name) => VmName::new(name.clone())
-            .map_err(|error| Failure::invalid(format!("this cannot be a checkpoint's name: {error}")))?
-            .to_string(),
+        Some(name) => check_name(name.clone())?,
         None => default_name(machine, now),
     };
     if machine.config.pending().is_none() {
@@ -103,11 +107,26 @@ pub(super) async fn decide(
     })
 }
 
-/// As Hyper-V names checkpoints: `web - (2026-01-31 - 09:15:00)`, in local time.
+/// One more checkpoint than the host's settings allow is refused.
+pub(super) fn check_limit(app: &App, machine: &Machine) -> Result<(), Failure> {
+    let (count, limit) = (machine.checkpoints.all().len(), app.config.checkpoints.limit);
+    if u32::try_from(count).unwrap_or(u32::MAX) < limit {
+        return Ok(());
+    }
+    Err(Failure::precondition(format!(
+        "'{}' has {count} checkpoints, and a virtual machine may have {limit} on this host: delete some with `backstay \
+         checkpoint delete`, or raise 'limit' below [checkpoints] in backstay.toml",
+        machine.name()
+    )))
+}
+
+/// As Hyper-V names checkpoints: `web - (2026-01-31 - 09:15:00)`, in local time; a second one of that second is numbered.
 fn default_name(machine: &Machine, now: Timestamp) -> String {
     let local = now.to_zoned(TimeZone::system());
-    let stem: String = machine.name().as_str().chars().take(70).collect();
-    format!("{} - ({})", stem.trim_end(), local.strftime("%Y-%m-%d - %H:%M:%S"))
+    let stem: String = machine.name().as_str().chars().take(66).collect();
+    let name = format!("{} - ({})", stem.trim_end(), local.strftime("%Y-%m-%d - %H:%M:%S"));
+    let free = |name: &String| machine.checkpoints.find(name).is_empty();
+    (1u32..).map(|n| if n == 1 { name.clone() } else { format!("{name} ({n})") }).find(free).unwrap_or(name)
 }
 
 async fn check_disks(app: &App, machine: &Machine) -> Result<(), Failure> {

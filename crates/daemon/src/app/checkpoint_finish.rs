@@ -2,6 +2,7 @@
 
 use super::App;
 use super::checkpoint::CheckpointPlan;
+use super::merge::kick_quietly;
 use super::usage::same_file;
 use crate::durable;
 use crate::events::Happening;
@@ -112,9 +113,9 @@ pub(super) async fn give_up(app: &Arc<App>, machine: &Machine, kept: &[DriveSlot
     for layer in &stay {
         now.set_drive_path(layer.slot, &layer.to).map_err(wrong)?;
     }
-    let mut to_merge = now.kept_layers();
-    to_merge.extend(stay.clone());
-    now.set_kept_layers(&to_merge).map_err(wrong)?;
+    let mut released = now.released();
+    released.extend(stay.iter().map(|layer| layer.from.clone()));
+    now.set_released(&released).map_err(wrong)?;
     now.set_pending(None).map_err(wrong)?;
     let saved = app.inventory.save(machine, now).await?;
     let (layout, id) = (machine.layout.clone(), pending.checkpoint);
@@ -138,6 +139,7 @@ pub(super) async fn give_up(app: &Arc<App>, machine: &Machine, kept: &[DriveSlot
         };
         app.events.vm(saved.id, saved.name().as_str(), what).await;
     }
+    kick_quietly(app, saved.id);
     Ok(())
 }
 

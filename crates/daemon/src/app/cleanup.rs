@@ -15,41 +15,15 @@ pub(super) struct Doomed {
     pub(super) notes: Vec<String>,
 }
 
-/// The layers of Now that no checkpoint and no other machine needs once Now has moved on: from each top down to the first
-/// file that somebody refers to.
-pub(super) async fn abandoned_layers(app: &App, machine: &Machine, tops: &[PathBuf]) -> Doomed {
-    let mut doomed = Doomed::default();
-    let needed = match usage(app, Some((machine.id, Part::Checkpoints))).await {
-        Ok(needed) => needed,
-        Err(failure) => {
-            doomed.notes.push(format!("no layer is deleted: {}", failure.full_message()));
-            return doomed;
-        }
-    };
+/// Files of deleted checkpoints that are in no chain: they go with a deleted machine in any case.
+pub(super) async fn released_leaves(app: &App, machine: &Machine) -> Result<Vec<PathBuf>, Failure> {
+    let needed = usage(app, None).await?;
     if !needed.unknown.is_empty() {
-        doomed.notes.push(format!(
-            "no layer is deleted because it is not known which files are needed by {}",
-            needed.unknown.join("; ")
-        ));
-        return doomed;
+        return Ok(Vec::new());
     }
     let needed = needed.files();
-    let home = same_file(&machine.layout.layers(machine.id));
-    for top in tops {
-        let files = match chain_of(app, top).await {
-            Ok(chain) => chain.files(),
-            Err(failure) => {
-                doomed.notes.push(format!("{} is kept: {}", top.display(), failure.full_message()));
-                continue;
-            }
-        };
-        let own = |file: &PathBuf| {
-            let file = same_file(file);
-            !needed.contains(&file) && is_layer(&file) && file.parent() == Some(home.as_path())
-        };
-        doomed.files.extend(files.into_iter().take_while(own));
-    }
-    doomed
+    let released = machine.config.released();
+    Ok(released.into_iter().filter(|file| is_layer(file) && !needed.contains(&same_file(file))).collect())
 }
 
 /// The disk files that go with a deleted machine: layers of its checkpoints, and the disks below them that were attached

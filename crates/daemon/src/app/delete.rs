@@ -1,7 +1,7 @@
 //! Removing a machine. The configuration goes first: a crash leaves files that nobody refers to, never a machine that
 //! lacks some.
 
-use super::cleanup::{Doomed, delete_files, own_disks};
+use super::cleanup::{Doomed, delete_files, own_disks, released_leaves};
 use super::settle::settle_before;
 use super::usage::{Part, usage};
 use super::{Accepted, App, Call, Done, check_verb, vm_task};
@@ -9,7 +9,7 @@ use crate::durable;
 use crate::events::Happening;
 use crate::failure::{Failure, chain};
 use crate::inventory::{Machine, blocking};
-use crate::tasks::TaskContext;
+use crate::tasks::{Hold, TaskContext};
 use backstay_api::{Plan, ProblemCode, VmDelete};
 use backstay_model::{VmId, VmVerb};
 use std::path::PathBuf;
@@ -26,7 +26,9 @@ pub async fn delete_vm(app: &Arc<App>, vm: &str, query: VmDelete, call: &Call) -
     let disks = doomed_disks(app, &machine, &query).await?;
     let plan = describe(&machine, &disks, &query);
     let id = machine.id;
-    let spec = vm_task("vm.delete", &machine);
+    let mut spec = vm_task("vm.delete", &machine);
+    // An export of a checkpoint reads them.
+    spec.holds.push(Hold::Files(id));
     app.accept(call, plan, spec, move |app, context| run(app, context, id, query)).await
 }
 
@@ -53,7 +55,10 @@ async fn check_children(app: &App, machine: &Machine, query: &VmDelete) -> Resul
 }
 
 async fn doomed_disks(app: &App, machine: &Machine, query: &VmDelete) -> Result<Doomed, Failure> {
-    if query.delete_disks { own_disks(app, machine).await } else { Ok(Doomed::default()) }
+    let mut doomed = if query.delete_disks { own_disks(app, machine).await? } else { Doomed::default() };
+    let leaves = released_leaves(app, machine).await?;
+    doomed.files.extend(leaves.into_iter().filter(|file| !doomed.files.contains(file)).collect::<Vec<_>>());
+    Ok(doomed)
 }
 
 /// Configurations and memory of the checkpoints.
@@ -61,7 +66,8 @@ fn checkpoint_files(machine: &Machine) -> Vec<PathBuf> {
     let layout = &machine.layout;
     let files =
         |id| [layout.checkpoint_config(id), layout.checkpoint_descriptor(id), layout.checkpoint_memory(id)];
-    machine.checkpoints.all().into_iter().flat_map(|c| files(c.id)).collect()
+    let ids = machine.checkpoints.all().into_iter().map(|c| c.id).chain(machine.config.deleting());
+    ids.flat_map(files).collect()
 }
 
 fn describe(machine: &Machine, disks: &Doomed, query: &VmDelete) -> Plan {

@@ -10,12 +10,18 @@ mod cleanup;
 mod clone;
 mod create;
 mod delete;
+mod deleting;
 mod drives;
+mod export;
 mod look;
+mod merge;
+mod merge_files;
+mod merge_run;
 mod power;
 mod recover;
 mod register;
 mod rename;
+mod rename_checkpoint;
 mod settle;
 mod start;
 mod template;
@@ -30,11 +36,15 @@ pub use checkpoint::create_checkpoint;
 pub use clone::clone_vm;
 pub use create::create_vm;
 pub use delete::delete_vm;
+pub use deleting::delete_checkpoint;
+pub use export::export_checkpoint;
 pub use look::{disk_check, disk_map};
+pub use merge::{Mergers, merge_checkpoints};
 pub use power::{pause, reset, resume, shutdown, turn_off};
 pub use recover::recover;
 pub use register::register;
 pub use rename::rename_vm;
+pub use rename_checkpoint::update_checkpoint;
 pub use start::start_vm;
 pub use template::set_template;
 pub use update::update_vm;
@@ -71,6 +81,8 @@ pub struct App {
     pub events: EventHub,
     /// Processes of the machines that are on.
     pub workers: Workers,
+    /// Merges of files of deleted checkpoints.
+    pub mergers: Mergers,
     /// Chains of disks that nobody writes to.
     pub chains: Arc<Chains>,
     /// Held from the look at who uses which disk to the moment when the machine that got one is known.

@@ -1,6 +1,7 @@
 //! What a daemon does when it starts: find machines, take over living workers, settle what the former one left half done.
 
 use super::checkpoint::CheckpointPlan;
+use super::merge::kick_quietly;
 use super::power::end_machine;
 use super::settle::{plan_of, settle_pending};
 use super::{App, Done, vm_task};
@@ -52,6 +53,10 @@ pub async fn recover(app: &Arc<App>) -> Result<(), Failure> {
     }
     for stored in unfinished {
         take_up(app, stored).await;
+    }
+    for machine in app.inventory.all() {
+        // After what was interrupted: it waits for the others.
+        kick_quietly(app, machine.id);
     }
     start_as_configured(app).await;
     Ok(())
@@ -169,6 +174,13 @@ async fn take_up(app: &Arc<App>, stored: StoredTask) {
             app.tasks.resume(stored, &[Hold::Vm(id)], move |_| async move {
                 end_machine(&app_too, id).await.map(|()| None)
             })
+        }
+        // The merge goes on under a new id.
+        ("checkpoint.merge" | "checkpoint.delete", Some(_)) => {
+            let detail =
+                "the daemon was stopped while this ran: what was begun goes on by itself in another task";
+            app.tasks.interrupt(task, detail).await;
+            return;
         }
         ("vm.turn-off" | "vm.shutdown", Some(id)) if !launched => {
             app.tasks.resume(stored, &[Hold::Vm(id)], move |_| async move { Ok(None) })

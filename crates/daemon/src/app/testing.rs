@@ -41,6 +41,14 @@ impl Fixture {
         super::recover(&self.app).await.unwrap();
     }
 
+    /// A daemon with another limit of checkpoints.
+    pub(super) async fn limit(&mut self, limit: u32) {
+        let mut config = self.app.config.clone();
+        config.checkpoints.limit = limit;
+        self.app = crate::run::assemble(config).unwrap().unwrap();
+        super::recover(&self.app).await.unwrap();
+    }
+
     /// As [`Fixture::restart`], after the state folder got another path.
     pub(super) async fn restart_in(&mut self, name: &str) {
         let mut config = self.app.config.clone();

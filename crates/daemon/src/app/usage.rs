@@ -25,6 +25,8 @@ pub(super) fn same_file(path: &Path) -> PathBuf {
 #[derive(Debug, Default)]
 pub(super) struct Usage {
     files: BTreeMap<PathBuf, Vec<DiskHolder>>,
+    /// Every chain that was looked at, the top first, under real paths.
+    pub(super) chains: Vec<Vec<PathBuf>>,
     /// Chains that could not be opened: what they are made of is not known.
     pub(super) unknown: Vec<String>,
 }
@@ -78,12 +80,20 @@ impl Usage {
         self.files.get(&same_file(path)).map_or(&[], Vec::as_slice)
     }
 
+    /// The first use of a file by another machine than `vm`.
+    pub(super) fn by_others(&self, vm: VmId) -> impl Iterator<Item = (&PathBuf, &DiskHolder)> {
+        self.files.iter().filter_map(move |(file, holders)| {
+            holders.iter().find(|holder| holder.vm != vm).map(|holder| (file, holder))
+        })
+    }
+
     /// Every file that is used.
     pub(super) fn files(&self) -> BTreeSet<PathBuf> {
         self.files.keys().cloned().collect()
     }
 
     fn add(&mut self, files: &[PathBuf], holder: &DiskHolder) {
+        self.chains.push(files.iter().map(|file| same_file(file)).collect());
         for (depth, file) in files.iter().enumerate() {
             let place =
                 if depth == 0 { holder.place.clone() } else { format!("{}, below its top", holder.place) };

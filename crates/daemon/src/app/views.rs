@@ -3,7 +3,8 @@
 use super::App;
 use crate::inventory::Machine;
 use backstay_api::{
-    CheckpointDiskInfo, CheckpointInfo, CheckpointLine, CheckpointList, Drive, DriveKind, Nic, Vm, VmBlocked,
+    CheckpointDiskInfo, CheckpointInfo, CheckpointLine, CheckpointList, Drive, DriveKind, Nic, PendingFile,
+    Vm, VmBlocked,
 };
 use backstay_model::{Checkpoint, DriveMedia, NicAttachment, NicSpec, VmVerb, allowed};
 use jiff::Timestamp;
@@ -67,7 +68,7 @@ pub fn vm(app: &App, machine: &Machine) -> Vm {
         run: machine.run.clone(),
         task: app.tasks.working_on(machine.id),
         blocked: blocked(machine),
-        warnings: machine.warnings.to_vec(),
+        warnings: machine.warnings.iter().cloned().chain(tree_warnings(app, machine)).collect(),
     }
 }
 
@@ -101,10 +102,52 @@ fn blocked(machine: &Machine) -> Vec<VmBlocked> {
         .collect()
 }
 
+/// What deserves attention about a machine's checkpoints.
+#[must_use]
+pub fn tree_warnings(app: &App, machine: &Machine) -> Vec<String> {
+    let (tree, settings) = (&machine.checkpoints, app.config.checkpoints);
+    let name = machine.name();
+    let mut warnings = Vec::new();
+    let all = tree.all();
+    let row = std::iter::successors(tree.now_parent(), |c| c.parent.and_then(|id| tree.get(id)));
+    let depth = u32::try_from(row.take(all.len()).count()).unwrap_or(u32::MAX);
+    if depth >= settings.warn_depth {
+        warnings.push(format!(
+            "Now of '{name}' continues from a row of {depth} checkpoints, and what was never written since is looked for in \
+             all their files: delete those that are not needed any more"
+        ));
+    }
+    let count = u32::try_from(all.len()).unwrap_or(u32::MAX);
+    if count.saturating_add(5) > settings.limit {
+        warnings.push(format!("'{name}' has {count} of at most {} checkpoints", settings.limit));
+    }
+    let now = Timestamp::now().as_millisecond();
+    let days = |c: &Checkpoint| (now - c.created_unix_ms) / 86_400_000;
+    if let Some(oldest) = all.first().filter(|c| days(c) >= i64::from(settings.warn_days)) {
+        warnings.push(format!(
+            "the checkpoint '{}' of '{name}' is {} days old: its files grow with every change, and it is no backup, because \
+             it lies on the same storage as the disks",
+            oldest.name,
+            days(oldest)
+        ));
+    }
+    warnings
+}
+
+/// Bytes that a file takes on disk; 0 if it is not there.
+fn bytes_on_disk(file: &std::path::Path) -> u64 {
+    use std::os::unix::fs::MetadataExt;
+    std::fs::metadata(file).map_or(0, |m| m.blocks() * 512)
+}
+
 /// A machine's checkpoints with the tree. Blocking: looks at file sizes.
 #[must_use]
-pub fn checkpoints(machine: &Machine) -> CheckpointList {
+pub fn checkpoints(app: &App, machine: &Machine) -> CheckpointList {
     let tree = &machine.checkpoints;
+    let pending = |file: std::path::PathBuf| {
+        let bytes_on_disk = bytes_on_disk(&file);
+        PendingFile { file, bytes_on_disk }
+    };
     let line = |line: backstay_model::TreeLine| {
         let name = line.checkpoint.and_then(|id| tree.get(id)).map_or("Now".into(), |c| c.name.clone());
         CheckpointLine { prefix: line.prefix, checkpoint: line.checkpoint, name }
@@ -113,6 +156,11 @@ pub fn checkpoints(machine: &Machine) -> CheckpointList {
         items: tree.all().into_iter().map(|c| checkpoint(machine, c)).collect(),
         now_parent: machine.now_parent(),
         tree: tree.lines().into_iter().map(line).collect(),
+        now_bytes_on_disk: machine.disks().iter().map(|(_, file)| bytes_on_disk(file)).sum(),
+        limit: app.config.checkpoints.limit,
+        merge_pending: machine.config.released().into_iter().map(pending).collect(),
+        merge_task: app.mergers.task(machine.id),
+        warnings: tree_warnings(app, machine),
     }
 }
 
@@ -127,6 +175,7 @@ fn checkpoint(machine: &Machine, checkpoint: &Checkpoint) -> CheckpointInfo {
         });
         disks.push(CheckpointDiskInfo { slot: disk.slot, file: disk.file.clone(), file_size });
     }
+    let mut on_disk: u64 = checkpoint.disks.iter().map(|disk| bytes_on_disk(&disk.file)).sum();
     let mut memory_bytes = 0;
     if checkpoint.has_memory {
         let memory = machine.layout.checkpoint_memory(checkpoint.id);
@@ -136,6 +185,7 @@ fn checkpoint(machine: &Machine, checkpoint: &Checkpoint) -> CheckpointInfo {
             }
         }
         memory_bytes = length(&memory).unwrap_or(0);
+        on_disk += bytes_on_disk(&memory);
     }
     CheckpointInfo {
         id: checkpoint.id,
@@ -147,6 +197,7 @@ fn checkpoint(machine: &Machine, checkpoint: &Checkpoint) -> CheckpointInfo {
         method: checkpoint.method,
         memory_bytes,
         disks,
+        bytes_on_disk: on_disk,
         problems,
     }
 }

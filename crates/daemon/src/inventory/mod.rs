@@ -205,6 +205,26 @@ impl Inventory {
     }
 }
 
+impl Inventory {
+    /// Reads a machine's checkpoints again, after one of their configurations was changed.
+    ///
+    /// # Errors
+    /// `not-found`.
+    pub async fn reread(&self, id: VmId) -> Result<Machine, Failure> {
+        let former = self.get(id)?;
+        let others = self.places_of_others(id);
+        let read = blocking(move || {
+            let config = (*former.config).clone();
+            let checkpoints =
+                scan::read_checkpoints(&former.layout, former.id, &config, Search::Moved(&others));
+            Ok(scan::assemble(&former.layout, &former.config_file, config, checkpoints, Vec::new()))
+        })
+        .await?;
+        self.put(read);
+        self.get(id)
+    }
+}
+
 /// Runs `work` where it may wait for disks.
 ///
 /// # Errors

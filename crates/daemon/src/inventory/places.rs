@@ -3,6 +3,8 @@
 
 use crate::layout::Layout;
 use backstay_hyperv::{Element, LayerStep, Value, VmConfig};
+use backstay_model::Merging;
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 /// The folder that a configuration's paths were right for.
@@ -107,6 +109,22 @@ impl Places<'_> {
         (new.is_file() || gone && folder.is_dir()).then_some(new).filter(|file| self.is_free(file))
     }
 
+    /// Released files, and those of a merge that was begun.
+    fn files(&self, config: &mut VmConfig) {
+        let moved = |file: &PathBuf| self.find(file).unwrap_or_else(|| file.clone());
+        let released = config.released();
+        let found: BTreeSet<PathBuf> = released.iter().map(moved).collect();
+        if found != released {
+            let _ = config.set_released(&found);
+        }
+        if let Some(merging) = config.merging() {
+            let found = Merging { upper: moved(&merging.upper), lower: moved(&merging.lower) };
+            if found != merging {
+                let _ = config.set_merging(Some(&found));
+            }
+        }
+    }
+
     fn steps(&self, layers: &mut [LayerStep], folder: &Path) -> bool {
         let mut changed = false;
         for layer in layers {
@@ -153,6 +171,7 @@ pub fn relocate(config: &mut VmConfig, layout: &Layout, search: Search<'_>) -> V
     if places.steps(&mut kept, &folder) {
         let _ = config.set_kept_layers(&kept);
     }
+    places.files(config);
     settle_home(config, &places);
     told
 }

@@ -108,11 +108,14 @@ pub fn assemble(
     warnings.extend(problems.iter().cloned());
     let (spec, told) = config.spec();
     warnings.extend(told.iter().map(|w| chain(w)));
-    for step in config.kept_layers() {
+    let released = config.released();
+    if let Some(file) = released.first() {
+        let more =
+            if released.len() > 1 { format!(" and {} more", released.len() - 1) } else { String::new() };
         warnings.push(format!(
-            "{} continues on {} after a checkpoint that failed: the two files are to be merged",
-            step.slot,
-            step.to.display()
+            "files of deleted checkpoints are still to be merged or deleted ({}{more}): that goes on by itself when the \
+             daemon starts, or with `backstay checkpoint merge`",
+            file.display()
         ));
     }
     Machine {
@@ -171,6 +174,7 @@ pub fn read_checkpoints(
         Vec::new()
     });
     let pending = config.pending().map(|p| p.checkpoint);
+    let deleting = config.deleting();
     let mut checkpoints: Vec<Checkpoint> = Vec::new();
     for file in files {
         match read_if_of(vm, &file) {
@@ -190,7 +194,7 @@ pub fn read_checkpoints(
         }
     }
     match CheckpointTree::new(checkpoints, config.now_parent()) {
-        Ok(tree) => (tree, problems),
+        Ok(tree) => (tree.without(&deleting).0, problems),
         Err(error) => {
             problems.push(format!("the checkpoints do not form a tree: {error}"));
             (CheckpointTree::default(), problems)

@@ -6,7 +6,7 @@ mod holds;
 mod keys;
 
 pub use context::{TaskContext, cancelled};
-pub use holds::{Hold, Holds};
+pub use holds::{BackgroundHold, Hold, Holds};
 
 use crate::failure::{Failure, chain};
 use crate::metrics::TaskTimes;
@@ -129,6 +129,7 @@ impl TaskEngine {
         Fut: Future<Output = Result<Option<serde_json::Value>, Failure>> + Send + 'static,
     {
         let id = TaskId(Uuid::new_v4());
+        let _way = self.holds.make_way(&spec.holds).await;
         let take = || self.holds.take(id, spec.operation, &spec.holds);
         let (held, accepted) = match &caller.idempotency {
             None => (take()?, None),
@@ -404,6 +405,11 @@ impl TaskEngine {
             }
         }
         left
+    }
+
+    /// Waits until all of `wanted` are free and takes them for work in the background, which gives way to everything else.
+    pub async fn background(&self, id: TaskId, operation: &'static str, wanted: &[Hold]) -> BackgroundHold {
+        self.holds.background(id, operation, wanted).await
     }
 
     /// The task that works on `vm` now.

@@ -7,7 +7,9 @@ use crate::failure::chain;
 use backstay_api::RunInfo;
 use backstay_model::{VmId, VmState};
 use backstay_worker::client::WorkerClient;
-use backstay_worker::control::{CheckpointOutcome, EventFrame, Reply, Request, WorkerEvent, WorkerStatus};
+use backstay_worker::control::{
+    CheckpointOutcome, EventFrame, MergeOutcome, Reply, Request, WorkerEvent, WorkerStatus,
+};
 use jiff::Timestamp;
 use std::sync::Arc;
 use std::time::Duration;
@@ -118,6 +120,11 @@ pub(super) async fn event(app: &Arc<App>, vm: VmId, frame: EventFrame, following
             after: Some(checkpoint.to_string()),
             ..Told::new("checkpoint.memory", outcome_words(&outcome))
         },
+        WorkerEvent::MergeFinished { upper, lower, outcome } => Told {
+            before: Some(upper.display().to_string()),
+            after: Some(lower.display().to_string()),
+            ..Told::new("disk.merged", merge_words(&outcome))
+        },
         WorkerEvent::Warning { message } => Told::new("vm.warning", message),
     };
     let who = app.who_works_on(vm).await.unwrap_or_else(|| {
@@ -148,6 +155,15 @@ async fn refresh_run(app: &Arc<App>, vm: VmId) {
     let Ok(Reply::Status(status)) = client.call(Request::Status, QUICK).await else { return };
     let pid = app.inventory.get(vm).ok().and_then(|m| m.run).map_or(0, |r| r.worker_pid);
     app.inventory.set_run(vm, Some(run_info(&status, pid)));
+}
+
+fn merge_words(outcome: &MergeOutcome) -> String {
+    match outcome {
+        MergeOutcome::Complete { bytes_moved } => format!("complete: {bytes_moved} bytes were copied"),
+        MergeOutcome::Failed { message } => format!("failed: {message}"),
+        MergeOutcome::Stopped => "stopped".into(),
+        MergeOutcome::Unknown | MergeOutcome::Running { .. } => "going on".into(),
+    }
 }
 
 fn outcome_words(outcome: &CheckpointOutcome) -> String {

@@ -53,6 +53,13 @@ fn a_row_of_released_files_is_merged_from_the_bottom() {
 }
 
 #[test]
+fn what_goes_away_is_not_merged_first() {
+    // Of b and a, both released, the upper one has no child: nothing has to be copied.
+    let all = layers(&["c>x", "b>a>x"], &[("c", StateOf::Now(SLOT)), ("x", checkpoint(1))], &["a", "b"]);
+    assert_eq!(all.plan().steps, [FileStep::Delete("b".into()), FileStep::Delete("a".into())]);
+}
+
+#[test]
 fn a_branch_point_stays_until_one_branch_is_left() {
     let states = [("c", StateOf::Now(SLOT)), ("b", checkpoint(1))];
     let all = layers(&["c>a", "b>a"], &states, &["a"]);
@@ -60,10 +67,7 @@ fn a_branch_point_stays_until_one_branch_is_left() {
     assert_eq!(plan.steps, []);
     assert!(plan.kept[0].reason.contains("2 files are made on it"), "{plan:?}");
     let all = layers(&["c>a", "b>a"], &states[..1], &["a", "b"]);
-    assert_eq!(
-        all.plan().steps,
-        [FileStep::Delete("b".into()), merge("c", "a", &[], &[StateOf::Now(SLOT)])]
-    );
+    assert_eq!(all.plan().steps, [FileStep::Delete("b".into()), merge("c", "a", &[], &[StateOf::Now(SLOT)])]);
 }
 
 #[test]
@@ -84,8 +88,11 @@ fn what_is_not_ours_to_change_stays_with_the_reason() {
 #[test]
 fn a_merge_that_was_begun_goes_on_whatever_the_children_look_like() {
     // One child of b has its new parent already.
-    let mut all =
-        layers(&["c>a", "d>b>a"], &[("c", StateOf::Now(SLOT)), ("d", checkpoint(2)), ("b", checkpoint(1))], &["a"]);
+    let mut all = layers(
+        &["c>a", "d>b>a"],
+        &[("c", StateOf::Now(SLOT)), ("d", checkpoint(2)), ("b", checkpoint(1))],
+        &["a"],
+    );
     assert!(all.plan().steps.is_empty());
     all.set_merging(Some(Merging { upper: "b".into(), lower: "a".into() }));
     assert_eq!(all.plan().steps, [merge("b", "a", &["d"], &[checkpoint(1)])]);
@@ -112,7 +119,11 @@ enum Action {
     Apply(u8),
     Delete(u8),
     /// Carries out the next step of the plan, or dies in the middle of it.
-    Step { copied: u8, reparented: u8, named: u8 },
+    Step {
+        copied: u8,
+        reparented: u8,
+        named: u8,
+    },
 }
 
 impl World {

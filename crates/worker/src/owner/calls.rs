@@ -5,7 +5,7 @@ use super::{Answer, Owner, ReplyTo, fail, refuse};
 use crate::control::{CheckpointOutcome, PROTOCOL_VERSION, Reply, Request, WorkerStatus};
 use crate::inspect;
 use crate::server::Call;
-use backstay_disk::Disk;
+use backstay_disk::{Disk, MergeControl};
 use backstay_model::{CheckpointId, DriveSlot, MemoryMethod, VmVerb};
 use backstay_qemu::lifecycle::{Event as Life, UserRequest};
 use std::io;
@@ -32,6 +32,10 @@ impl Owner {
             Request::Save(request) => return self.ask(Wish::Save(request), reply),
             Request::CheckpointStatus { checkpoint } => Ok(Reply::Checkpoint(self.outcome(checkpoint))),
             Request::CancelCheckpoint { checkpoint } => self.cancel(checkpoint),
+            Request::MergeLayer(request) => self.merge_layer(request),
+            Request::MergeStatus { upper } => Ok(Reply::Merge(self.merge_status(&upper))),
+            Request::MergeRate { upper, rate } => self.change_merge(&upper, |control| control.set_rate(rate)),
+            Request::CancelMerge { upper } => self.change_merge(&upper, MergeControl::cancel),
             Request::Disks => return self.disks(reply),
             Request::DiskMap { slot, top_only, offset, limit } => {
                 return self.look_into(slot, reply, move |disk| {

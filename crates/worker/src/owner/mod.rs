@@ -13,13 +13,16 @@
 mod calls;
 mod checkpoints;
 mod machine;
+mod merge;
 mod select;
 mod steps;
 
 use crate::checkpoint::job::Progress;
 use crate::checkpoint::plan::Plan;
 use crate::console::SerialPort;
-use crate::control::{CheckpointOutcome, LaunchRecord, Reply, WorkerError, WorkerErrorCode, WorkerEvent};
+use crate::control::{
+    CheckpointOutcome, LaunchRecord, MergeOutcome, Reply, WorkerError, WorkerErrorCode, WorkerEvent,
+};
 use crate::disks::DiskSet;
 use crate::events::Spool;
 use crate::instance::{self, Instance};
@@ -35,6 +38,7 @@ use backstay_qemu::qmp::{Qmp, QmpEvent};
 use checkpoints::Asking;
 use std::collections::HashMap;
 use std::error::Error;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 use steps::{Commander, Done};
@@ -134,6 +138,9 @@ pub struct Owner {
     asking: Option<Asking>,
     job: Option<ActiveJob>,
     outcomes: HashMap<CheckpointId, CheckpointOutcome>,
+    merge: Option<merge::ActiveMerge>,
+    /// How the last merge ended.
+    merged: HashMap<PathBuf, MergeOutcome>,
     terminate: Option<Signal>,
     end: Option<End>,
 }
@@ -195,6 +202,8 @@ impl Owner {
             asking: None,
             job: None,
             outcomes,
+            merge: None,
+            merged: HashMap::new(),
             terminate: select::terminate_signal(),
             end: None,
         }
@@ -260,6 +269,7 @@ impl Owner {
     async fn finish(&mut self, state: VmState, reason: &str) {
         self.let_go();
         self.end_job().await;
+        self.end_merge().await;
         let disks = Arc::clone(&self.disks);
         let troubles = tokio::task::spawn_blocking(move || disks.close()).await.unwrap_or_default();
         for message in troubles {
@@ -284,6 +294,7 @@ impl Owner {
     /// Another worker takes over: closes the disks and leaves QEMU alone.
     async fn hand_over(&mut self) {
         self.end_job().await;
+        self.end_merge().await;
         let disks = Arc::clone(&self.disks);
         let _ = tokio::task::spawn_blocking(move || disks.close()).await;
         self.end = Some(End::HandOver);

@@ -27,6 +27,7 @@ pub(super) enum Event {
     /// The job let the guest run again.
     JobRunning,
     JobDone(CheckpointOutcome),
+    MergeDone(super::merge::MergeEnd),
     CommandDone(Done),
     Reconnected(Option<Qmp>),
     Tick,
@@ -64,6 +65,7 @@ impl Owner {
                     Err(WorkerError { code: WorkerErrorCode::Failed, message: format!("the worker failed: {panic}") })
                 }))
             }
+            merged = wait_for(self.merge.as_mut().map(|merge| &mut merge.task)) => Event::MergeDone(merged),
             started = wait_for(self.starting.as_mut().map(|starting| &mut starting.task)) => {
                 Event::Started(started.unwrap_or(Err(StartError::Cancelled)))
             }
@@ -88,6 +90,7 @@ impl Owner {
             Event::Asked(seen) => self.asked(seen).await,
             Event::JobRunning => self.job_running().await,
             Event::JobDone(outcome) => self.job_done(outcome).await,
+            Event::MergeDone(end) => self.merge_done(end),
             Event::CommandDone(done) => self.command_done(done).await,
             Event::Reconnected(qmp) => self.reconnected(qmp).await,
             Event::Tick => self.feed(Life::Tick).await,

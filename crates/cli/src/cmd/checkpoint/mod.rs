@@ -1,7 +1,10 @@
 //! `backstay checkpoint`
 
 mod apply;
+mod change;
 mod create;
+mod delete;
+mod export;
 mod list;
 mod show;
 
@@ -22,6 +25,17 @@ pub enum CheckpointCommand {
     Apply(apply::ApplyArgs),
     /// Go back to the checkpoint that Now continues from
     Revert(apply::RevertArgs),
+    /// Change a checkpoint's name
+    Rename(change::RenameArgs),
+    /// Change a checkpoint's notes
+    Set(change::SetArgs),
+    /// Delete a checkpoint, or it and everything below it; its space comes back while the machine runs
+    #[command(visible_alias = "rm")]
+    Delete(delete::DeleteArgs),
+    /// Go on with merging the files of deleted checkpoints, or change its speed
+    Merge(delete::MergeArgs),
+    /// Write a checkpoint as a machine of its own
+    Export(export::ExportArgs),
 }
 
 impl CheckpointCommand {
@@ -34,6 +48,11 @@ impl CheckpointCommand {
                 Self::Show(args) => show::run(context, &args).await,
                 Self::Apply(args) => apply::run(context, &args).await,
                 Self::Revert(args) => apply::revert(context, &args).await,
+                Self::Rename(args) => change::rename(context, &args).await,
+                Self::Set(args) => change::set(context, &args).await,
+                Self::Delete(args) => delete::run(context, &args).await,
+                Self::Merge(args) => delete::merge(context, &args).await,
+                Self::Export(args) => export::run(context, &args).await,
             }
         })
     }

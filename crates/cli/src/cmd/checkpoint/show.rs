@@ -45,6 +45,7 @@ fn facts(checkpoint: &CheckpointInfo, parent: Option<String>) -> Vec<(&'static s
         ("Notes", checkpoint.notes.clone()),
         ("Memory", memory),
         ("Method", method(checkpoint)),
+        ("On disk", output::size(checkpoint.bytes_on_disk)),
         ("Disks", disks.join("\n")),
         ("Problems", checkpoint.problems.join("\n")),
     ]

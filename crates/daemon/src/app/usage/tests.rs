@@ -48,16 +48,33 @@ async fn what_an_unreadable_checkpoint_needs_is_not_deleted() {
     std::fs::write(&config, CUT_OFF).unwrap();
     fixture.restart().await;
 
-    let accepted = apply_checkpoint(&fixture.app, "web", "a", CheckpointApply::default(), &call()).await;
+    let accepted = apply_checkpoint(
+        &fixture.app,
+        "web",
+        "a",
+        CheckpointApply { checkpoint_first: Some(false), ..CheckpointApply::default() },
+        &call(),
+    )
+    .await;
     let task = fixture.end(accepted.unwrap()).await;
     assert_eq!(task.state, TaskState::Succeeded, "{task:?}");
     let file = config.file_name().unwrap().to_str().unwrap();
-    assert!(task.warnings.iter().any(|w| w.contains("no layer is deleted") && w.contains(file)), "{task:?}");
+    assert!(
+        task.warnings.iter().any(|w| w.contains("no file of 'web' is merged or deleted") && w.contains(file)),
+        "{task:?}"
+    );
     assert!(b.disks[0].file.exists(), "the disk of the checkpoint that could not be read");
 
     std::fs::write(&config, whole).unwrap();
     fixture.restart().await;
-    let accepted = apply_checkpoint(&fixture.app, "web", "b", CheckpointApply::default(), &call()).await;
+    let accepted = apply_checkpoint(
+        &fixture.app,
+        "web",
+        "b",
+        CheckpointApply { checkpoint_first: Some(false), ..CheckpointApply::default() },
+        &call(),
+    )
+    .await;
     assert_eq!(fixture.end(accepted.unwrap()).await.state, TaskState::Succeeded);
 }
 

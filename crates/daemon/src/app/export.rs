@@ -1,0 +1,255 @@
+//! Writing one checkpoint as a machine of its own: a folder in the usual layout, with a configuration, whole disks instead of
+//! chains, and the memory if it has one. The machine keeps its GUID and its name: registered on another host it is the same
+//! machine as it was at the checkpoint; on this host it can be registered once the original is gone.
+
+use super::apply_checks::{Checked, check};
+use super::deleting::find_checkpoint;
+use super::{Accepted, App, Call, Done, vm_task};
+use crate::durable;
+use crate::events::Happening;
+use crate::failure::Failure;
+use crate::flatten::flatten;
+use crate::inventory::{Machine, blocking, set_home};
+use crate::layout::Layout;
+use crate::tasks::{Hold, TaskContext};
+use backstay_api::{CheckpointExport, Plan, ProblemCode};
+use backstay_hyperv::VmConfig;
+use backstay_model::{Checkpoint, CheckpointId, DriveMedia, DriveSlot, VmId};
+use backstay_worker::read_descriptor;
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+
+/// Everything that is written.
+#[derive(Clone, Debug)]
+struct Export {
+    layout: Layout,
+    /// Each disk: where it is attached, what is read, what is written.
+    disks: Vec<(DriveSlot, PathBuf, PathBuf)>,
+    /// Memory and descriptor: what is read, what is written.
+    memory: Option<[(PathBuf, PathBuf); 2]>,
+    config: VmConfig,
+    warnings: Vec<String>,
+}
+
+/// Exports a checkpoint in any state of its machine.
+///
+/// # Errors
+/// `not-found`, `invalid`, `exists`, `damaged`, `busy`.
+pub async fn export_checkpoint(
+    app: &Arc<App>,
+    vm: &str,
+    checkpoint: &str,
+    body: CheckpointExport,
+    call: &Call,
+) -> Result<Accepted, Failure> {
+    let machine = app.inventory.find(vm)?;
+    let target = find_checkpoint(&machine, checkpoint)?;
+    let export = decide(app, &machine, &target, &body).await?;
+    let plan = describe(&machine, &target, &export);
+    let (id, target) = (machine.id, target.id);
+    let mut spec = vm_task("checkpoint.export", &machine);
+    // The machine may do what it wants meanwhile, only the checkpoint's files must stay.
+    spec.holds = vec![Hold::Files(id)];
+    spec.cancellable = true;
+    app.accept(call, plan, spec, move |app, context| run(app, context, id, target, body)).await
+}
+
+async fn decide(
+    app: &App,
+    machine: &Machine,
+    target: &Checkpoint,
+    body: &CheckpointExport,
+) -> Result<Export, Failure> {
+    let folder = body.folder.clone();
+    if !folder.is_absolute() {
+        return Err(Failure::invalid(format!(
+            "{} is not an absolute path: give it from / on",
+            folder.display()
+        )));
+    }
+    is_free(folder.clone()).await?;
+    // Of its memory only that it is whole matters: it is loaded elsewhere.
+    let Checked { mut config, spec, restore, mut warnings } =
+        check(app, machine, target, body.without_memory).await?;
+    let layout = Layout::new(&folder);
+    let mut taken = BTreeSet::new();
+    let mut disks = Vec::new();
+    let wrong = |error: backstay_hyperv::ApplyError| Failure::invalid(error.to_string());
+    for drive in &spec.drives {
+        match &drive.media {
+            DriveMedia::Disk(from) => {
+                let to = free_name(&layout, from, &mut taken);
+                config.set_drive_path(drive.slot, &to).map_err(wrong)?;
+                disks.push((drive.slot, from.clone(), to));
+            }
+            DriveMedia::Iso(path) => warnings.push(format!(
+                "{} in {} is not exported: the other host needs it at the same place, or the drive emptied",
+                path.display(),
+                drive.slot
+            )),
+            DriveMedia::EmptyOptical => {}
+        }
+    }
+    config.set_checkpoint_meta(None).map_err(wrong)?;
+    config.set_now_parent(None);
+    config.set_pending(None).map_err(wrong)?;
+    config.set_released(&BTreeSet::new()).map_err(wrong)?;
+    config.set_deleting(&BTreeSet::new());
+    config.set_merging(None).map_err(wrong)?;
+    set_home(&mut config, &folder);
+    let saved = |extension| layout.vm_folder(machine.id).join(format!("{}.{extension}", machine.id));
+    let memory = restore.map(|from| [(from.memory_file, saved("bin")), (from.descriptor_file, saved("vsv"))]);
+    Ok(Export { layout, disks, memory, config, warnings })
+}
+
+/// Nothing is overwritten, and nothing is mixed with what is there.
+async fn is_free(folder: PathBuf) -> Result<(), Failure> {
+    blocking(move || match std::fs::read_dir(&folder).map(|mut entries| entries.next().is_none()) {
+        Ok(true) => Ok(()),
+        Ok(false) => Err(Failure::new(
+            ProblemCode::Exists,
+            format!("{} is not empty: name a new folder for the export", folder.display()),
+        )),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(Failure::file("listing", &folder, error)),
+    })
+    .await
+}
+
+/// The name of the first disk of the chain, without the GUID that a checkpoint added.
+fn free_name(layout: &Layout, file: &Path, taken: &mut BTreeSet<PathBuf>) -> PathBuf {
+    let stem = Layout::first_name(file);
+    let named = |n: u32| if n == 0 { format!("{stem}.vhd") } else { format!("{stem}-{n}.vhd") };
+    let path = (0u32..)
+        .map(|n| layout.disks().join(named(n)))
+        .find(|path| !taken.contains(path))
+        .unwrap_or_else(|| layout.disks().join("disk.vhd"));
+    taken.insert(path.clone());
+    path
+}
+
+fn describe(machine: &Machine, target: &Checkpoint, export: &Export) -> Plan {
+    let mut plan = Plan::new("checkpoint.export");
+    for (slot, from, to) in &export.disks {
+        plan.step("write", to.display(), format!("{slot}: what {} shows, as one file", from.display()));
+    }
+    if let Some([(_, memory), (_, descriptor)]) = &export.memory {
+        plan.step("write", memory.display(), "memory");
+        plan.step("write", descriptor.display(), "what it takes to load it");
+    }
+    let config = export.layout.vm_config(machine.id);
+    plan.step("write", config.display(), format!("the configuration of '{}'", target.name));
+    plan.warnings.clone_from(&export.warnings);
+    plan
+}
+
+async fn run(
+    app: Arc<App>,
+    context: TaskContext,
+    id: VmId,
+    target: CheckpointId,
+    body: CheckpointExport,
+) -> Done {
+    let machine = app.inventory.get(id)?;
+    let target = find_checkpoint(&machine, &target.to_string())?;
+    let export = decide(&app, &machine, &target, &body).await?;
+    for warning in &export.warnings {
+        context.warn(warning);
+    }
+    let cancel = Arc::new(AtomicBool::new(false));
+    let (work, telling, stop) = (export.clone(), context.clone(), Arc::clone(&cancel));
+    let mut thread = tokio::task::spawn_blocking(move || write(&work, id, &telling, &stop));
+    let written = loop {
+        tokio::select! {
+            ended = &mut thread => break ended,
+            () = context.cancelled(), if !cancel.load(Relaxed) => cancel.store(true, Relaxed),
+        }
+    };
+    let written = written.unwrap_or_else(|fault| {
+        Err(Failure::because(ProblemCode::Internal, "the export ended by a fault of Backstay", fault))
+    });
+    if let Err(failure) = written {
+        clear(export, id).await;
+        return Err(failure);
+    }
+    let what = Happening {
+        kind: "checkpoint.exported",
+        who: &context.who(),
+        reason: "requested".into(),
+        before: Some(target.name.clone()),
+        after: Some(body.folder.display().to_string()),
+    };
+    app.events.vm(id, machine.name().as_str(), what).await;
+    Ok(Some(serde_json::json!({
+        "folder": body.folder,
+        "config": export.layout.vm_config(id),
+        "disks": export.disks.iter().map(|(_, _, to)| to).collect::<Vec<_>>(),
+        "has_memory": export.memory.is_some(),
+    })))
+}
+
+/// Writes everything, the configuration last: without it there is no machine in the folder.
+fn write(export: &Export, id: VmId, context: &TaskContext, cancel: &AtomicBool) -> Result<(), Failure> {
+    let folder = |path: PathBuf| {
+        durable::create_folder(&path).map_err(|e| Failure::file("making the folder", &path, e))
+    };
+    folder(export.layout.machines())?;
+    folder(export.layout.disks())?;
+    let count = export.disks.len().max(1);
+    for (index, (slot, from, to)) in export.disks.iter().enumerate() {
+        let tell = |done: u64, total: u64| {
+            let part = done.min(total).saturating_mul(90).checked_div(total).unwrap_or(0);
+            let all = (index as u64 * 90 + part) / count as u64;
+            context.progress(u8::try_from(all).unwrap_or(90), &format!("writing and checking {slot}"));
+        };
+        flatten(from, to, &tell, cancel)?;
+    }
+    if let Some([(memory, memory_to), (descriptor, descriptor_to)]) = &export.memory {
+        context.progress(92, "copying memory");
+        folder(export.layout.vm_folder(id))?;
+        copy(memory, memory_to)?;
+        let mut saved = read_descriptor(descriptor).map_err(|e| {
+            Failure::because(ProblemCode::Damaged, "the descriptor of its memory cannot be used", e)
+        })?;
+        for disk in &mut saved.disks {
+            if let Some((_, _, to)) = export.disks.iter().find(|(slot, _, _)| *slot == disk.slot) {
+                disk.file.clone_from(to);
+            }
+        }
+        let bytes = serde_json::to_vec_pretty(&saved)
+            .map_err(|e| Failure::because(ProblemCode::Internal, "the descriptor cannot be written", e))?;
+        durable::replace(descriptor_to, &bytes).map_err(|e| Failure::file("writing", descriptor_to, e))?;
+    }
+    if cancel.load(Relaxed) {
+        return Err(crate::tasks::cancelled());
+    }
+    let config = export.layout.vm_config(id);
+    durable::replace(&config, &export.config.to_bytes()).map_err(|e| Failure::file("writing", &config, e))
+}
+
+/// Copies a file and makes it durable.
+fn copy(from: &Path, to: &Path) -> Result<(), Failure> {
+    std::fs::copy(from, to)
+        .and_then(|_| std::fs::File::open(to)?.sync_all())
+        .and_then(|()| durable::sync_folder_of(to))
+        .map_err(|e| Failure::file("copying to", to, e))
+}
+
+/// Removes what a failed export has written; nothing else is in the folder.
+async fn clear(export: Export, id: VmId) {
+    let cleared = blocking(move || {
+        let layout = &export.layout;
+        let memory = export.memory.iter().flatten().map(|(_, to)| to);
+        let disks = export.disks.iter().map(|(_, _, to)| to);
+        for file in disks.chain(memory) {
+            let _ = durable::remove(file);
+        }
+        for folder in [&layout.vm_folder(id), &layout.machines(), &layout.disks(), layout.root()] {
+            durable::remove_empty_folder(folder);
+        }
+        Ok(())
+    });
+    let _ = cleared.await;
+}

@@ -1,0 +1,326 @@
+//! Merging the files of deleted checkpoints: at most one task per machine, in the background. It gives way to every other
+//! operation on the machine and goes on after it: with the worker while the machine is on, else by itself.
+
+use super::deleting::finish_deleting;
+use super::merge_files::{conclude, forget, name_in, note, world};
+use super::merge_run::{Ran, Running, merge};
+use super::settle::settle_before;
+use super::usage::same_file;
+use super::{Accepted, App, Call, Done, vm_task};
+use crate::durable;
+use crate::events::Happening;
+use crate::failure::Failure;
+use crate::inventory::{Machine, blocking};
+use crate::layout::is_layer;
+use crate::tasks::{BackgroundHold, Caller, Hold, TaskContext, cancelled};
+use backstay_api::{CheckpointMerge, KeptFile, MergeResult, Plan, ProblemCode, Task};
+use backstay_model::{FileStep, Layers, Merging, TaskId, VmId};
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+use tokio::sync::watch;
+
+const OPERATION: &str = "checkpoint.merge";
+
+/// How long to wait before a worker that was lost is asked again.
+const AGAIN: Duration = Duration::from_millis(300);
+
+/// How fast, in bytes per second.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Rate {
+    /// As it was; without limit at first.
+    Same,
+    /// From now on; none is without limit.
+    Of(Option<u64>),
+}
+
+/// A machine's merges under way.
+#[derive(Debug)]
+struct Merger {
+    task: TaskId,
+    rate: watch::Sender<Option<u64>>,
+    /// Something was released since the last look.
+    again: bool,
+}
+
+/// The merges of all machines.
+#[derive(Debug, Default)]
+pub struct Mergers {
+    table: Mutex<BTreeMap<VmId, Merger>>,
+    /// Held while a task is started, so that a machine has one.
+    starting: tokio::sync::Mutex<()>,
+}
+
+impl Mergers {
+    fn table(&self) -> MutexGuard<'_, BTreeMap<VmId, Merger>> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether something was released since the last look; if not, the machine has no task any more.
+    fn goes_on(&self, vm: VmId) -> bool {
+        let mut table = self.table();
+        match table.get_mut(&vm) {
+            Some(merger) if merger.again => {
+                merger.again = false;
+                true
+            }
+            _ => {
+                table.remove(&vm);
+                false
+            }
+        }
+    }
+
+    /// The task that merges files of a machine.
+    #[must_use]
+    pub fn task(&self, vm: VmId) -> Option<TaskId> {
+        self.table().get(&vm).map(|merger| merger.task)
+    }
+}
+
+/// Whether files of a machine are to be merged or deleted.
+#[must_use]
+pub(super) fn is_pending(machine: &Machine) -> bool {
+    let config = &machine.config;
+    !config.released().is_empty() || !config.deleting().is_empty() || config.merging().is_some()
+}
+
+/// Merges the files of deleted checkpoints, or changes the speed at which that goes on.
+///
+/// # Errors
+/// `not-found`; `precondition` when there is nothing to merge.
+pub async fn merge_checkpoints(
+    app: &Arc<App>,
+    vm: &str,
+    body: CheckpointMerge,
+    call: &Call,
+) -> Result<Accepted, Failure> {
+    let machine = app.inventory.find(vm)?;
+    if call.dry_run {
+        let files = world(app, &machine).await?.plan();
+        let mut plan = Plan::new(OPERATION);
+        for step in &files.steps {
+            match step {
+                FileStep::Delete(file) => plan.step("delete", file.display(), "nothing needs it any more"),
+                FileStep::Merge { upper, lower, .. } => {
+                    plan.step("merge", upper.display(), format!("into {}", lower.display()));
+                }
+            }
+        }
+        for kept in files.kept {
+            plan.step("keep", kept.file.display(), kept.reason);
+        }
+        return Ok(Accepted::Plan(plan));
+    }
+    match kick(app, machine.id, &call.caller, Rate::Of(body.rate)).await? {
+        Some(task) => Ok(Accepted::Task(Box::new(task))),
+        None => Err(Failure::precondition(format!(
+            "'{}' has no files of deleted checkpoints: there is nothing to merge",
+            machine.name()
+        ))),
+    }
+}
+
+/// Sees to it that released files of a machine are looked at; the task that does so, if there is something to do.
+pub(super) async fn kick(
+    app: &Arc<App>,
+    vm: VmId,
+    caller: &Caller,
+    rate: Rate,
+) -> Result<Option<Task>, Failure> {
+    let machine = app.inventory.get(vm)?;
+    if !is_pending(&machine) {
+        return Ok(None);
+    }
+    let _starting = app.mergers.starting.lock().await;
+    let going_on = app.mergers.table().get_mut(&vm).map(|merger| {
+        merger.again = true;
+        if let Rate::Of(rate) = rate {
+            merger.rate.send_replace(rate);
+        }
+        merger.task
+    });
+    if let Some(task) = going_on {
+        return app.tasks.get(task).await.map(Some);
+    }
+    let (rate, wanted) = watch::channel(match rate {
+        Rate::Of(rate) => rate,
+        Rate::Same => None,
+    });
+    let mut spec = vm_task(OPERATION, &machine);
+    (spec.cancellable, spec.holds) = (true, Vec::new());
+    let (begin, begun) = tokio::sync::oneshot::channel::<()>();
+    let app_too = Arc::clone(app);
+    let task = app
+        .tasks
+        .start(spec, caller, move |context| async move {
+            // It is in the table before it can leave it.
+            let _ = begun.await;
+            run(&app_too, &context, vm, wanted).await
+        })
+        .await?;
+    app.mergers.table().insert(vm, Merger { task: task.id, rate, again: false });
+    let _ = begin.send(());
+    Ok(Some(task))
+}
+
+/// As [`kick`], by itself and soon; an error is only worth a line in the log.
+pub(super) fn kick_quietly(app: &Arc<App>, vm: VmId) {
+    let app = Arc::clone(app);
+    tokio::spawn(async move {
+        if let Err(failure) = kick(&app, vm, &Caller::backstay(), Rate::Same).await {
+            tracing::warn!(%vm, error = failure.full_message(), "merging did not begin");
+        }
+    });
+}
+
+async fn run(app: &Arc<App>, context: &TaskContext, vm: VmId, rate: watch::Receiver<Option<u64>>) -> Done {
+    let mut result = MergeResult::default();
+    loop {
+        let ended = passes(app, context, vm, &rate, &mut result).await;
+        if ended.is_ok() && app.mergers.goes_on(vm) {
+            continue;
+        }
+        if let Err(failure) = ended {
+            app.mergers.table().remove(&vm);
+            tell(app, vm, &failure).await;
+            return Err(failure);
+        }
+        break;
+    }
+    for kept in &result.kept {
+        context.warn(format!("{} stays for now: {}", kept.file.display(), kept.reason));
+    }
+    serde_json::to_value(result)
+        .map(Some)
+        .map_err(|error| Failure::because(ProblemCode::Internal, "the result cannot be written", error))
+}
+
+/// Space that does not come back is worth a line in the history.
+async fn tell(app: &App, vm: VmId, failure: &Failure) {
+    if failure.code() == ProblemCode::Cancelled {
+        return;
+    }
+    let reason = failure.full_message();
+    let what = Happening { kind: "disk.merge-failed", who: "backstay", reason, before: None, after: None };
+    app.events.vm(vm, &app.name_of(vm), what).await;
+}
+
+/// What came of one look at the files.
+enum Pass {
+    /// Nothing is left that could be done.
+    Done(Vec<KeptFile>),
+    /// There may be more.
+    Again,
+    /// Somebody else wants the machine, or its worker was lost.
+    Later,
+}
+
+async fn passes(
+    app: &Arc<App>,
+    context: &TaskContext,
+    vm: VmId,
+    rate: &watch::Receiver<Option<u64>>,
+    result: &mut MergeResult,
+) -> Result<(), Failure> {
+    let holds = [Hold::Vm(vm), Hold::Files(vm)];
+    loop {
+        context.cancellable(true)?;
+        let hold = tokio::select! {
+            hold = app.tasks.background(context.id(), OPERATION, &holds) => hold,
+            () = context.cancelled() => return Err(cancelled()),
+        };
+        // Deleted meanwhile.
+        let Ok(machine) = app.inventory.get(vm) else { return Ok(()) };
+        let pass = pass(app, context, machine, &hold, rate, result).await;
+        drop(hold);
+        match pass? {
+            Pass::Done(kept) => {
+                result.kept = kept;
+                return Ok(());
+            }
+            Pass::Again => {}
+            Pass::Later => tokio::time::sleep(AGAIN).await,
+        }
+    }
+}
+
+async fn pass(
+    app: &Arc<App>,
+    context: &TaskContext,
+    machine: Machine,
+    hold: &BackgroundHold,
+    rate: &watch::Receiver<Option<u64>>,
+    result: &mut MergeResult,
+) -> Result<Pass, Failure> {
+    let machine = settle_before(app, context, machine.id).await?;
+    let machine = finish_deleting(app, &machine).await?;
+    let machine = tidy(app, machine).await?;
+    let layers = world(app, &machine).await?;
+    let machine = end_stale_record(app, machine, &layers).await?;
+    match layers.next_step() {
+        None => {
+            let kept = layers.plan().kept;
+            Ok(Pass::Done(kept.into_iter().map(|k| KeptFile { file: k.file, reason: k.reason }).collect()))
+        }
+        Some(FileStep::Delete(file)) => {
+            delete(app, &machine, &file).await?;
+            result.deleted += 1;
+            Ok(Pass::Again)
+        }
+        Some(FileStep::Merge { upper, lower, children, states }) => {
+            context.progress(1, &format!("merging {}", words(&upper)));
+            let merging = Merging { upper, lower };
+            let machine = note(app, &machine, &merging).await?;
+            let running = Running { app, context, hold, rate };
+            match merge(&running, &machine, &merging, &children).await? {
+                Ran::Whole { bytes_moved } => {
+                    conclude(app, &machine, &merging, &states).await?;
+                    result.merged += 1;
+                    result.bytes_moved += bytes_moved;
+                    Ok(Pass::Again)
+                }
+                Ran::Stopped => Ok(Pass::Later),
+            }
+        }
+    }
+}
+
+fn words(file: &Path) -> String {
+    file.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned())
+}
+
+/// Forgets released files that are not there any more.
+async fn tidy(app: &Arc<App>, machine: Machine) -> Result<Machine, Failure> {
+    let released = machine.config.released();
+    let gone = blocking(move || {
+        let away = |file: &std::path::PathBuf| {
+            file.parent().is_some_and(Path::is_dir) && matches!(file.try_exists(), Ok(false))
+        };
+        Ok(released.into_iter().filter(away).collect::<Vec<_>>())
+    })
+    .await?;
+    if gone.is_empty() { Ok(machine) } else { forget(app, &machine, &gone).await }
+}
+
+/// A record of a merge whose files are not known any more hinders nothing.
+async fn end_stale_record(app: &Arc<App>, machine: Machine, layers: &Layers) -> Result<Machine, Failure> {
+    let Some(merging) = machine.config.merging() else { return Ok(machine) };
+    if layers.contains(&same_file(&merging.upper)) {
+        return Ok(machine);
+    }
+    let mut config = (*machine.config).clone();
+    config.set_merging(None).map_err(|error| Failure::invalid(error.to_string()))?;
+    app.inventory.save(&machine, config).await
+}
+
+/// Deletes a released file that nothing needs. A disk that a user gave the machine is only not ours any more.
+async fn delete(app: &Arc<App>, machine: &Machine, file: &Path) -> Result<(), Failure> {
+    if is_layer(file) {
+        let file = file.to_path_buf();
+        blocking(move || durable::remove(&file).map_err(|e| Failure::file("deleting", &file, e))).await?;
+    }
+    forget(app, machine, &[name_in(machine, file)]).await?;
+    Ok(())
+}

@@ -1,0 +1,180 @@
+//! The files around a merge: what is known of them before it, what is written down before and after it.
+
+use super::App;
+use super::deleting::replace;
+use super::usage::{same_file, usage};
+use crate::events::Happening;
+use crate::failure::Failure;
+use crate::inventory::{Machine, blocking, read_config};
+use crate::layout::is_layer;
+use backstay_api::ProblemCode;
+use backstay_model::{CheckpointId, DriveSlot, Layers, Merging, StateOf};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// All that is known of a machine's files, under their real paths.
+///
+/// # Errors
+/// `precondition` where it is not known which files are needed.
+pub(super) async fn world(app: &App, machine: &Machine) -> Result<Layers, Failure> {
+    let usage = usage(app, None).await?;
+    if !usage.unknown.is_empty() {
+        return Err(Failure::precondition(format!(
+            "no file of '{}' is merged or deleted because it is not known which files are needed by {}",
+            machine.name(),
+            usage.unknown.join("; ")
+        )));
+    }
+    let mut layers = Layers::default();
+    for chain in &usage.chains {
+        layers.add_chain(chain);
+    }
+    for (slot, file) in machine.disks() {
+        layers.add_state(&same_file(&file), StateOf::Now(slot));
+    }
+    for checkpoint in machine.checkpoints.all() {
+        for disk in &checkpoint.disks {
+            layers.add_state(&same_file(&disk.file), StateOf::Checkpoint(checkpoint.id, disk.slot));
+        }
+    }
+    for (file, holder) in usage.by_others(machine.id) {
+        layers.forbid(file, format!("'{}' uses it ({})", holder.name, holder.place));
+    }
+    for file in machine.config.released() {
+        layers.release(&same_file(&file));
+    }
+    let real = |m: Merging| Merging { upper: same_file(&m.upper), lower: same_file(&m.lower) };
+    layers.set_merging(machine.config.merging().map(real));
+    add_others(app, machine, layers).await
+}
+
+/// Files that no configuration names: released ones, and those that nobody can tell anything about.
+async fn add_others(app: &App, machine: &Machine, mut layers: Layers) -> Result<Layers, Failure> {
+    let (folder, chains) = (machine.layout.layers(machine.id), Arc::clone(&app.chains));
+    let name = machine.name().clone();
+    blocking(move || {
+        let mut files: Vec<PathBuf> = layers.released().iter().cloned().collect();
+        let entries = std::fs::read_dir(&folder).into_iter().flatten().flatten();
+        files.extend(entries.map(|entry| same_file(&entry.path())).filter(|path| is_layer(path)));
+        for file in files {
+            if layers.contains(&file) || !file.exists() {
+                continue;
+            }
+            match chains.files(&file) {
+                Ok(chain) => layers.add_chain(&chain.iter().map(|f| same_file(f)).collect::<Vec<_>>()),
+                Err(failure) if failure.code() == ProblemCode::InUse => {
+                    return Err(Failure::because(
+                        ProblemCode::InUse,
+                        format!("no file of '{name}' is merged while {} is in use", file.display()),
+                        failure,
+                    ));
+                }
+                // Its chain is broken: it is no working child of anything.
+                Err(failure) => {
+                    tracing::warn!(file = %file.display(), error = failure.full_message(), "a file that nobody names");
+                }
+            }
+        }
+        // What a user made by hand above a file of a checkpoint is not consumed.
+        let by_hand: Vec<(PathBuf, PathBuf)> = layers
+            .released()
+            .iter()
+            .flat_map(|file| layers.children(file).into_iter().map(|child| (file.clone(), child)))
+            .filter(|(_, child)| !is_layer(child))
+            .collect();
+        for (file, child) in by_hand {
+            layers.forbid(&file, format!("{}, which no checkpoint made, needs it", child.display()));
+        }
+        Ok(layers)
+    })
+    .await
+}
+
+/// A file by the name that configurations of this machine give it: below the folder as it is written there.
+pub(super) fn name_in(machine: &Machine, file: &Path) -> PathBuf {
+    let root = machine.layout.root();
+    match file.strip_prefix(same_file(root)) {
+        Ok(rest) => root.join(rest),
+        Err(_) => file.into(),
+    }
+}
+
+fn wrong(error: impl std::fmt::Display) -> Failure {
+    Failure::invalid(error.to_string())
+}
+
+/// Notes the merge before it begins.
+pub(super) async fn note(app: &Arc<App>, machine: &Machine, merging: &Merging) -> Result<Machine, Failure> {
+    let named = Merging { upper: name_in(machine, &merging.upper), lower: name_in(machine, &merging.lower) };
+    if machine.config.merging().as_ref() == Some(&named) {
+        return Ok(machine.clone());
+    }
+    let mut config = (*machine.config).clone();
+    config.set_merging(Some(&named)).map_err(wrong)?;
+    app.inventory.save(machine, config).await
+}
+
+/// Takes files off the list of released ones.
+pub(super) async fn forget(app: &Arc<App>, machine: &Machine, files: &[PathBuf]) -> Result<Machine, Failure> {
+    let gone: Vec<_> = files.iter().map(|file| same_file(file)).collect();
+    let mut released = machine.config.released();
+    released.retain(|file| !files.contains(file) && !gone.contains(&same_file(file)));
+    let mut config = (*machine.config).clone();
+    config.set_released(&released).map_err(wrong)?;
+    app.inventory.save(machine, config).await
+}
+
+/// After a merge `upper` is empty and nobody's parent, and reads as `lower`. Whatever named it names `lower`; then it is
+/// released itself, which deletes it. In this order a crash leaves names that are right.
+pub(super) async fn conclude(
+    app: &Arc<App>,
+    machine: &Machine,
+    merging: &Merging,
+    states: &[StateOf],
+) -> Result<(), Failure> {
+    let lower = name_in(machine, &merging.lower);
+    let mut config = (*machine.config).clone();
+    let mut named: Vec<(CheckpointId, DriveSlot)> = Vec::new();
+    for state in states {
+        match state {
+            StateOf::Now(slot) => config.set_drive_path(*slot, &lower).map_err(wrong)?,
+            StateOf::Checkpoint(id, slot) => named.push((*id, *slot)),
+        }
+    }
+    let (layout, target) = (machine.layout.clone(), lower.clone());
+    blocking(move || {
+        for (id, slot) in named {
+            let file = layout.checkpoint_config(id);
+            let mut config = read_config(&file).map_err(|reason| {
+                Failure::new(ProblemCode::Damaged, format!("{} cannot be used: {reason}", file.display()))
+            })?;
+            config.set_drive_path(slot, &target).map_err(wrong)?;
+            replace(file, &config)?;
+        }
+        Ok(())
+    })
+    .await?;
+    let was_released = |released: &std::collections::BTreeSet<PathBuf>, file: &Path| {
+        released.iter().any(|f| same_file(f) == file)
+    };
+    let mut released = config.released();
+    if !was_released(&released, &merging.upper) {
+        released.retain(|file| same_file(file) != merging.lower);
+    }
+    released.insert(name_in(machine, &merging.upper));
+    config.set_released(&released).map_err(wrong)?;
+    config.set_merging(None).map_err(wrong)?;
+    let saved = app.inventory.save(machine, config).await?;
+    if !saved.state.is_active() {
+        // The worker tells it of a machine that is on.
+        let what = Happening {
+            kind: "disk.merged",
+            who: "backstay",
+            reason: "complete".into(),
+            before: Some(merging.upper.display().to_string()),
+            after: Some(lower.display().to_string()),
+        };
+        app.events.vm(saved.id, saved.name().as_str(), what).await;
+    }
+    Ok(())
+}

@@ -1,0 +1,186 @@
+//! One merge: by the worker that has the file open, else in a thread of the daemon. In both cases it can be stopped at any
+//! time, and the next one goes on from there.
+
+use super::App;
+use super::merge_files::name_in;
+use super::usage::{same_file, worker_disks};
+use crate::disks::merge_failure;
+use crate::failure::Failure;
+use crate::inventory::Machine;
+use crate::tasks::{BackgroundHold, TaskContext};
+use backstay_api::ProblemCode;
+use backstay_disk::{DiskOptions, MergeControl, MergeError, fs::HostFs, merge_offline};
+use backstay_model::{DriveSlot, Merging, VmId};
+use backstay_worker::control::{MergeOutcome, MergeRequest, Reply, Request};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::watch;
+
+const QUICK: Duration = Duration::from_secs(20);
+/// How often progress is asked for.
+const STEP: Duration = Duration::from_millis(200);
+/// How often, while it ends.
+const ENDING: Duration = Duration::from_millis(20);
+
+/// How a merge ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Ran {
+    /// The upper file is empty and off every chain.
+    Whole {
+        /// Bytes copied.
+        bytes_moved: u64,
+    },
+    /// Somebody wants the machine, cancelled, or the worker was lost.
+    Stopped,
+}
+
+/// What a merge listens to.
+pub(super) struct Running<'a> {
+    pub(super) app: &'a Arc<App>,
+    pub(super) context: &'a TaskContext,
+    pub(super) hold: &'a BackgroundHold,
+    pub(super) rate: &'a watch::Receiver<Option<u64>>,
+}
+
+impl Running<'_> {
+    /// Waits until the merge has to end.
+    async fn end_wanted(&self) {
+        tokio::select! {
+            () = self.hold.wanted() => {}
+            () = self.context.cancelled() => {}
+        }
+    }
+
+    fn progress(&self, done: u64, total: u64, bytes: u64) {
+        let percent = done.min(total).saturating_mul(98).checked_div(total).unwrap_or(0);
+        let words = format!("merging: {done} of {total} blocks, {} MiB copied", bytes >> 20);
+        self.context.progress(1 + u8::try_from(percent).unwrap_or(98), &words);
+    }
+}
+
+/// Merges `upper` into `lower`.
+pub(super) async fn merge(
+    running: &Running<'_>,
+    machine: &Machine,
+    merging: &Merging,
+    children: &[PathBuf],
+) -> Result<Ran, Failure> {
+    if machine.state.is_active() {
+        let disks = worker_disks(running.app, machine.id).await;
+        if disks.is_empty() && !machine.disks().is_empty() {
+            // Between two workers: nobody knows what is open.
+            return Ok(Ran::Stopped);
+        }
+        let real: Vec<(DriveSlot, Vec<PathBuf>)> = disks
+            .into_iter()
+            .map(|disk| (disk.slot, disk.chain.iter().map(|file| same_file(file)).collect()))
+            .collect();
+        if let Some((slot, chain)) = real.iter().find(|(_, chain)| chain.contains(&merging.upper)) {
+            let request = MergeRequest {
+                slot: *slot,
+                upper: name_in(machine, &merging.upper),
+                lower: name_in(machine, &merging.lower),
+                children: children.iter().filter(|child| !chain.contains(child)).cloned().collect(),
+                rate: *running.rate.borrow(),
+            };
+            return by_worker(running, machine.id, request).await;
+        }
+        if real.iter().any(|(_, chain)| chain.contains(&merging.lower)) {
+            // The worker was just told to go on without the upper file: it is off the chain.
+            let chain_of_lower = real.iter().find(|(_, chain)| chain.contains(&merging.lower));
+            if let Some((slot, _)) = chain_of_lower {
+                let request = MergeRequest {
+                    slot: *slot,
+                    upper: name_in(machine, &merging.upper),
+                    lower: name_in(machine, &merging.lower),
+                    children: children.to_vec(),
+                    rate: *running.rate.borrow(),
+                };
+                return by_worker(running, machine.id, request).await;
+            }
+        }
+    }
+    by_daemon(running, merging, children).await
+}
+
+async fn by_worker(running: &Running<'_>, vm: VmId, request: MergeRequest) -> Result<Ran, Failure> {
+    let workers = &running.app.workers;
+    let upper = request.upper.clone();
+    let mut rate = running.rate.clone();
+    rate.mark_unchanged();
+    match workers.call(vm, Request::MergeLayer(request), QUICK).await {
+        Ok(_) => {}
+        Err(refused) if refused.code() == ProblemCode::Precondition => return Err(refused),
+        Err(lost) => {
+            tracing::debug!(%vm, error = lost.full_message(), "a merge could not begin");
+            return Ok(Ran::Stopped);
+        }
+    }
+    let mut ending = false;
+    loop {
+        match workers.call(vm, Request::MergeStatus { upper: upper.clone() }, QUICK).await {
+            Ok(Reply::Merge(MergeOutcome::Running { blocks_total, blocks_done, bytes_moved })) => {
+                running.progress(blocks_done, blocks_total, bytes_moved);
+            }
+            Ok(Reply::Merge(MergeOutcome::Complete { bytes_moved })) => {
+                return Ok(Ran::Whole { bytes_moved });
+            }
+            Ok(Reply::Merge(MergeOutcome::Failed { message })) => {
+                return Err(Failure::new(ProblemCode::Unavailable, message));
+            }
+            // Stopped, or another worker took over.
+            _ => return Ok(Ran::Stopped),
+        }
+        tokio::select! {
+            () = tokio::time::sleep(if ending { ENDING } else { STEP }) => {}
+            () = running.end_wanted(), if !ending => {
+                ending = true;
+                let _ = workers.call(vm, Request::CancelMerge { upper: upper.clone() }, QUICK).await;
+            }
+            Ok(()) = rate.changed() => {
+                let wanted = *rate.borrow_and_update();
+                let request = Request::MergeRate { upper: upper.clone(), rate: wanted };
+                let _ = workers.call(vm, request, QUICK).await;
+            }
+        }
+    }
+}
+
+async fn by_daemon(running: &Running<'_>, merging: &Merging, children: &[PathBuf]) -> Result<Ran, Failure> {
+    let control = Arc::new(MergeControl::new());
+    let mut rate = running.rate.clone();
+    control.set_rate(*rate.borrow_and_update());
+    let (upper, children, how) = (merging.upper.clone(), children.to_vec(), Arc::clone(&control));
+    let mut thread = tokio::task::spawn_blocking(move || {
+        let options =
+            DiskOptions { runtime_dir: DiskOptions::default_runtime_dir(), ..DiskOptions::default() };
+        merge_offline(&HostFs::shared(), &upper, &children, &options, &how)
+    });
+    let mut ending = false;
+    loop {
+        tokio::select! {
+            ended = &mut thread => {
+                return match ended {
+                    Ok(Ok(merged)) => Ok(Ran::Whole { bytes_moved: merged.bytes_moved }),
+                    Ok(Err(MergeError::Cancelled { .. } | MergeError::Closed { .. })) => Ok(Ran::Stopped),
+                    Ok(Err(error)) => Err(merge_failure(error)),
+                    Err(fault) => Err(Failure::because(
+                        ProblemCode::Internal,
+                        "a merge ended by a fault of Backstay",
+                        fault,
+                    )),
+                };
+            }
+            () = tokio::time::sleep(STEP) => {
+                let progress = control.progress();
+                running.progress(progress.blocks_done, progress.blocks_total, progress.bytes_moved);
+            }
+            () = running.end_wanted(), if !ending => {
+                ending = true;
+                control.cancel();
+            }
+            Ok(()) = rate.changed() => control.set_rate(*rate.borrow_and_update()),
+        }
+    }
+}
