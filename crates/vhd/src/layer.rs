@@ -4,7 +4,9 @@ use std::{fmt::Debug, sync::Arc};
 
 use uuid::Uuid;
 
-use crate::{DiskType, Image, MetaError, ParentLink, ReadExtent, Storage, WriteExtent, WriteTicket, vhdx};
+use crate::{
+    DiskType, FileSpan, Image, MetaError, ParentLink, ReadExtent, Storage, WriteExtent, WriteTicket, vhdx,
+};
 
 /// A disk format with metadata.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -89,6 +91,22 @@ pub trait LayerFormat: Send + Sync + Debug {
     /// # Errors
     /// If metadata cannot be read.
     fn is_blank(&self) -> Result<bool, MetaError>;
+    /// Blocks that a differencing disk can give away to its parent.
+    fn held_blocks(&self) -> Vec<u32>;
+    /// Bytes of a block that do not come from the parent.
+    ///
+    /// # Errors
+    /// If metadata cannot be read.
+    fn held_bytes(&self, block: u32) -> Result<u64, MetaError>;
+    /// Gives blocks away, after a crash; a flush makes it so for good.
+    ///
+    /// # Errors
+    /// As [`Image::clear_entries`].
+    fn clear_entries(&self, blocks: &[u32]) -> Result<(), MetaError>;
+    /// Gives blocks away for readers; the places they had.
+    fn drop_blocks(&self, blocks: &[u32]) -> Vec<FileSpan>;
+    /// Refuses writes and flushes from now on.
+    fn fail(&self);
 }
 
 /// The requests that both formats have under the same name.
@@ -123,6 +141,21 @@ macro_rules! requests {
         }
         fn is_blank(&self) -> Result<bool, MetaError> {
             self.is_blank()
+        }
+        fn held_blocks(&self) -> Vec<u32> {
+            self.held_blocks()
+        }
+        fn held_bytes(&self, block: u32) -> Result<u64, MetaError> {
+            self.held_bytes(block)
+        }
+        fn clear_entries(&self, blocks: &[u32]) -> Result<(), MetaError> {
+            self.clear_entries(blocks)
+        }
+        fn drop_blocks(&self, blocks: &[u32]) -> Vec<FileSpan> {
+            self.drop_blocks(blocks)
+        }
+        fn fail(&self) {
+            self.fail();
         }
         fn disk_type(&self) -> DiskType {
             self.info().disk_type

@@ -49,6 +49,8 @@ pub struct Image {
     /// The session's level, for those who only look.
     pub(crate) level: AtomicU8,
     pub(crate) parent: Mutex<ParentPlace>,
+    /// First byte behind all regions.
+    pub(crate) regions_end: u64,
 }
 
 /// What only a differencing disk has.
@@ -114,6 +116,7 @@ impl Image {
             places,
             mut info,
         } = parsed;
+        let regions_end = places.regions_end();
         let session = match options.write {
             None => None,
             Some(ids) => {
@@ -154,6 +157,7 @@ impl Image {
             session,
             level: AtomicU8::new(0),
             parent: Mutex::new(parent),
+            regions_end,
         };
         image.adopt_shadow()?;
         Ok(image)

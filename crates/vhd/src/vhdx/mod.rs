@@ -16,6 +16,7 @@ mod layout;
 mod linkage;
 mod locator;
 mod log;
+mod merge;
 mod metadata;
 mod open;
 mod pages;

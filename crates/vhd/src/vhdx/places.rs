@@ -117,6 +117,12 @@ impl Places {
         }
     }
 
+    /// First byte behind all regions.
+    pub(crate) fn regions_end(&self) -> u64 {
+        let regions = self.used.iter().filter(|extent| extent.owner == Owner::Region);
+        regions.map(Extent::end).max().unwrap_or(MIB)
+    }
+
     /// Stretches between the structures that belong to nothing: start and end in bytes.
     pub(crate) fn gaps(&self) -> Vec<(u64, u64)> {
         let mut at = MIB;

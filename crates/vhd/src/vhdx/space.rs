@@ -40,6 +40,11 @@ impl Space {
         Ok(())
     }
 
+    /// Nothing is in use behind `end` any more.
+    pub(crate) fn give_back_tail(&mut self, end: u64) {
+        self.free = self.free.min(round_up(end, MIB));
+    }
+
     /// A place of `len` bytes (whole MiB) that reads as zeros.
     pub(crate) fn take(&mut self, len: u64) -> Result<u64, MetaError> {
         if let Some(place) = cut_from(&mut self.clean, len) {

@@ -204,7 +204,9 @@ impl Image {
             }
             if changed.entry.state == State::Partial {
                 let len = usize::try_from(self.geometry.bitmap_len()).unwrap_or(0);
-                diff.bits.insert(changed.block, BlockBits::empty(len));
+                let known = diff.bits.insert(changed.block, BlockBits::empty(len));
+                // It may have been here before, and been given away.
+                known.into_iter().for_each(BlockBits::reset);
             }
         }
         self.table.set(changed.block, changed.entry);
@@ -388,6 +390,7 @@ impl Image {
         }
         self.commit.run(|| self.flush_round())?;
         if let Some(mut session) = self.lock_session() {
+            session.space.give_back_tail(self.used_end());
             session.end().inspect_err(|_| self.commit.fail())?;
         }
         if let Some(shadow) = self.diff.as_ref().and_then(|diff| diff.shadow.as_ref()) {

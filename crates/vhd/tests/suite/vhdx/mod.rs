@@ -6,6 +6,8 @@ mod crash;
 mod fixtures;
 mod linkage;
 mod log;
+mod merge;
 mod model;
 mod oracles;
 mod refusals;
+mod stress;
