@@ -34,7 +34,7 @@ const LOG_AT: u64 = MIB;
 const LOG_LEN: u32 = 1 << 20;
 const METADATA_AT: u64 = 2 * MIB;
 const METADATA_LEN: u32 = 1 << 20;
-const BAT_AT: u64 = 3 * MIB;
+pub(crate) const BAT_AT: u64 = 3 * MIB;
 /// A table up to this long gets its space at once.
 const RESERVED_BAT: u64 = 4 * MIB;
 /// Fixed disks from this size on have larger blocks, so that their tables stay small.
@@ -92,6 +92,9 @@ pub enum CreateError {
     /// Not usable.
     #[error("the sector size {0} is neither 512 nor 4096")]
     SectorSize(u32),
+    /// A conversion writes a whole disk.
+    #[error("a differencing disk cannot be the target of a conversion: create it and write to it")]
+    DifferencingTarget,
     /// A zero id.
     #[error("a new disk needs ids that are not zero")]
     Ids,

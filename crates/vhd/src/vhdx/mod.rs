@@ -5,6 +5,7 @@
 
 mod bat;
 pub mod check;
+pub mod convert;
 pub mod create;
 mod errors;
 #[doc(hidden)]

@@ -8,7 +8,8 @@ use backstay_vhd::{
     vhdx::{
         Image, Locator, OpenOptions,
         check::check,
-        create::{self, CreateKind, CreateOptions},
+        convert,
+        create::{self, CreateError, CreateKind, CreateOptions},
     },
 };
 use uuid::Uuid;
@@ -242,4 +243,39 @@ fn disks_of_qemu_are_read_and_written() {
             "{options}: and QEMU can go on"
         );
     }
+}
+
+#[test]
+fn conversions_are_laid_out_as_planned() {
+    let folder = tempfile::tempdir().unwrap();
+    let size = (13 << 20) + 1024;
+    let mut source = vec![0; size as usize];
+    let data = [512..5000, 6 << 20..7 << 20, (12 << 20) + 13..size + 99];
+    for range in &data {
+        let end = (range.end as usize).min(source.len());
+        source[range.start as usize..end].fill(0x77);
+    }
+    for kind in [CreateKind::Fixed, CreateKind::Dynamic] {
+        let path = folder.path().join("converted.vhdx");
+        let planned = convert::plan(&common::options(size, kind.clone()), &data).unwrap();
+        let storage = FileStorage::create(&path);
+        backstay_vhd::plan::execute(&planned.before, storage.as_ref()).unwrap();
+        for copy in &planned.copies {
+            let from = copy.disk_offset as usize;
+            storage.write_at(&source[from..from + copy.len as usize], copy.file_offset).unwrap();
+        }
+        let reader = || {
+            Image::open(&(FileStorage::open_read_only(&path) as Arc<dyn Storage>), &OpenOptions::default())
+        };
+        reader().expect_err("a conversion that was interrupted cannot be taken for a finished one");
+        backstay_vhd::plan::execute(&planned.after, storage.as_ref()).unwrap();
+        assert_eq!(storage.len().unwrap(), planned.file_len);
+        let image = reader().unwrap();
+        assert!(common::read(&image, 0, size as usize, common::no_parent) == source, "{kind:?}");
+        assert!(!have("qemu-img") || qemu(&path) == source, "{kind:?}: QEMU");
+        assert!(!have("7zz") || seven_zip(&path) == source, "{kind:?}: 7-Zip");
+        assert_eq!(report(&path).worst(), None, "{}", report(&path));
+    }
+    let child = common::options(size, common::child());
+    assert_eq!(convert::plan(&child, &data), Err(CreateError::DifferencingTarget));
 }
