@@ -19,7 +19,7 @@ pub use host::{Host, HostOptions, Said};
 pub use images::{linux_image, microguest_image, program};
 pub use linux::Linux;
 pub use micro::Micro;
-pub use process::{is_alive, kill, parent_of};
+pub use process::{cpu_ticks, is_alive, kill, parent_of, pin_to_first_cpu, vcpu_threads};
 
 use std::time::{Duration, Instant};
 

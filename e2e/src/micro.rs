@@ -75,6 +75,14 @@ impl Micro {
         u32::from_str_radix(line.trim_start_matches('c'), 16).expect("a counter")
     }
 
+    /// Keeps the processor busy `times` times for about a second of its time. Nothing else is answered meanwhile.
+    ///
+    /// # Panics
+    /// When the console is gone.
+    pub fn burn(&mut self, times: usize) {
+        self.console.send(&"b".repeat(times)).expect("the console");
+    }
+
     /// Powers off by ACPI. No answer comes; the console may end at once.
     ///
     /// # Errors

@@ -33,6 +33,45 @@ fn state(pid: u64) -> Option<(char, u64)> {
     Some((fields.next()?.chars().next()?, fields.next()?.parse().ok()?))
 }
 
+/// Threads of the virtual processors of a QEMU.
+#[must_use]
+pub fn vcpu_threads(qemu: u64) -> Vec<u64> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(format!("/proc/{qemu}/task")).into_iter().flatten().flatten() {
+        let name = fs::read_to_string(entry.path().join("comm")).unwrap_or_default();
+        if name.starts_with("CPU ") {
+            found.extend(entry.file_name().to_str().and_then(|tid| tid.parse::<u64>().ok()));
+        }
+    }
+    found.sort_unstable();
+    found
+}
+
+/// Processor time that a thread of `process` has used, in hundredths of a second.
+///
+/// # Panics
+/// When there is no such thread.
+#[must_use]
+pub fn cpu_ticks(process: u64, thread: u64) -> u64 {
+    let stat = fs::read_to_string(format!("/proc/{process}/task/{thread}/stat")).expect("a living thread");
+    let fields: Vec<&str> = stat.rsplit_once(')').expect("a name").1.split_whitespace().collect();
+    // utime and stime are fields 14 and 15; the first here is 3
+    [11, 12].iter().map(|at| fields[*at].parse::<u64>().expect("a number")).sum()
+}
+
+/// Lets a thread run on the first processor only that this process may use.
+///
+/// # Panics
+/// When the kernel refuses.
+pub fn pin_to_first_cpu(thread: u64) {
+    let own = rustix::thread::sched_getaffinity(None).expect("the own processors");
+    let first = (0..rustix::thread::CpuSet::MAX_CPU).find(|cpu| own.is_set(*cpu)).expect("a processor");
+    let mut only = rustix::thread::CpuSet::new();
+    only.set(first);
+    let raw = i32::try_from(thread).expect("a thread number");
+    rustix::thread::sched_setaffinity(Pid::from_raw(raw), &only).expect("an affinity");
+}
+
 /// Processes whose command line or environment names `path`.
 pub(crate) fn using(path: &Path) -> Vec<u64> {
     let Some(needle) = path.to_str() else { return Vec::new() };

@@ -1,7 +1,8 @@
-//! Checkpoints of running guests: how long the guest stands still, and how soon it is back.
+//! Running guests. Checkpoints: how long the guest stands still, and how soon it is back. Processors: limits and weights.
 
 mod guest;
 mod peer;
+mod processors;
 
 use std::{
     sync::atomic::{AtomicBool, Ordering::Relaxed},
@@ -32,6 +33,7 @@ const MAPPED_CAUSE: &str = "our file is a stream, and QEMU alone takes as long f
                             into a `mapped-ram` file were tried and did not close the distance, why is not known";
 
 pub fn run(bench: &Bench, report: &mut Report) -> Result<()> {
+    processors::run(bench, report)?;
     if !bench.wants("checkpoint") && !bench.wants("revert") {
         return Ok(());
     }

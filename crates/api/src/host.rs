@@ -1,6 +1,7 @@
 //! The host.
 
 use crate::schema;
+use backstay_model::{VmId, VmState};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
@@ -54,6 +55,9 @@ pub struct HostInfo {
     pub vms: u32,
     /// Machines that are on.
     pub vms_active: u32,
+    /// What is promised to machines and what is left.
+    #[serde(default)]
+    pub capacity: HostCapacity,
     /// What deserves attention.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub warnings: Vec<String>,
@@ -65,4 +69,58 @@ pub struct HostInfo {
 pub struct LogLevel {
     /// `error`, `warn`, `info`, `debug`, `trace`, or one for each part: `info,backstay_daemon::workers=debug`.
     pub level: String,
+}
+
+/// What this host has promised to its machines and what is left for more.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
+#[serde(default)]
+pub struct HostCapacity {
+    /// Logical processors that count.
+    pub processors: u32,
+    /// Cores kept for the host itself.
+    pub cores_kept: f64,
+    /// Cores promised to machines: the sum of their reserves.
+    pub cores_promised: f64,
+    /// Cores that can still be promised.
+    pub cores_left: f64,
+    /// Memory that counts, in bytes.
+    pub memory_bytes: u64,
+    /// Memory that could be used now without swapping, in bytes.
+    pub memory_available_bytes: u64,
+    /// What makes the memory smaller than the host's: a control group or a setting.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub memory_limited_by: Option<String>,
+    /// Memory kept for the host itself, in bytes.
+    pub memory_kept_bytes: u64,
+    /// Memory that the machines that are on may use in all, with what is around their guests, in bytes.
+    pub memory_promised_bytes: u64,
+    /// The part of it that they have not used yet, in bytes.
+    pub memory_outstanding_bytes: u64,
+    /// Memory that can still be promised, in bytes: available less outstanding less kept.
+    pub memory_left_bytes: u64,
+    /// Whether limits and weights of processors act.
+    pub processor_control: bool,
+    /// How, or why not.
+    pub processor_control_reason: String,
+    /// Who has been promised what.
+    pub promises: Vec<HostPromise>,
+}
+
+/// What one machine has been promised.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct HostPromise {
+    /// The machine.
+    #[schema(value_type = Uuid)]
+    pub id: VmId,
+    /// Its name.
+    pub name: String,
+    /// What it does.
+    #[schema(value_type = schema::VmState)]
+    pub state: VmState,
+    /// Its reserve in cores.
+    pub cores: f64,
+    /// Memory that it may use, with what is around the guest, in bytes.
+    pub memory_bytes: u64,
+    /// What its processes have made their own of it, in bytes.
+    pub memory_used_bytes: u64,
 }

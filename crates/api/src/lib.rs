@@ -31,7 +31,7 @@ pub use disk::{
     DiskRange, DiskStats, VmDisk,
 };
 pub use event::{Event, EventList, EventQuery, ObjectKind, ObjectRef};
-pub use host::{HostInfo, LogLevel};
+pub use host::{HostCapacity, HostInfo, HostPromise, LogLevel};
 pub use plan::{Plan, PlanStep};
 pub use problem::{Blocker, Problem, ProblemCode};
 pub use task::{Task, TaskList, TaskQuery, TaskState, TaskWaitQuery};

@@ -42,6 +42,12 @@ pub struct Vm {
     pub cpu_limit: u32,
     /// Relative weight under contention, 1–10000.
     pub cpu_weight: u32,
+    /// The reserve in cores of the host.
+    #[serde(default)]
+    pub cpu_reserve_cores: f64,
+    /// The limit in cores of the host.
+    #[serde(default)]
+    pub cpu_limit_cores: f64,
     /// Drives in slot order.
     pub drives: Vec<Drive>,
     /// Network cards.
@@ -125,6 +131,9 @@ pub struct RunInfo {
     /// VNC socket.
     #[schema(value_type = String)]
     pub vnc_socket: PathBuf,
+    /// How limit and weight of the processors act, or why they do not (`none: …`).
+    #[serde(default)]
+    pub processors: String,
 }
 
 /// What can be in a drive.

@@ -1,6 +1,8 @@
 //! Settings: `/etc/backstay/backstay.toml`, overridden by the environment. No secrets.
 
 use crate::logging::{LogConfig, LogFormat};
+use backstay_model::{ByteSize, Cores, ParseSizeError};
+use backstay_worker::processors::{ControlPolicy, ProcessorSettings};
 use serde::Deserialize;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -21,6 +23,10 @@ pub struct Config {
     pub worker: Option<PathBuf>,
     /// QEMU.
     pub qemu: QemuConfig,
+    /// What can be promised to machines.
+    pub limits: LimitsConfig,
+    /// How processors are controlled: the `[processors]` section.
+    pub processors: ProcessorSettings,
     /// The log.
     pub log: LogConfig,
     /// Prometheus.
@@ -52,6 +58,19 @@ impl Default for CheckpointConfig {
     fn default() -> Self {
         Self { limit: 50, warn_depth: 20, warn_days: 30 }
     }
+}
+
+/// The `[limits]` section: what of this host can be promised to machines.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LimitsConfig {
+    /// Logical processors that count; all of the host's unless given. `cores`.
+    pub cores: Option<u32>,
+    /// Kept for the host itself. `host_cores`.
+    pub host_cores: Cores,
+    /// Bytes of memory that count at most; all of the host's unless given. `memory`.
+    pub memory: Option<u64>,
+    /// Bytes kept for the host itself; 5 % within 256 MiB and 4 GiB unless given. `host_memory`.
+    pub host_memory: Option<u64>,
 }
 
 /// The `[qemu]` section.
@@ -100,6 +119,28 @@ pub enum ConfigError {
         /// Its value.
         address: SocketAddr,
     },
+    /// A number or size out of its range.
+    #[error("[limits] {key} is {value}: {rule}")]
+    Limit {
+        /// The setting.
+        key: &'static str,
+        /// Its value.
+        value: String,
+        /// The rule.
+        rule: &'static str,
+    },
+    /// A text that is no size.
+    #[error("[limits] {key} is wrong")]
+    Size {
+        /// The setting.
+        key: &'static str,
+        /// Why.
+        #[source]
+        source: ParseSizeError,
+    },
+    /// A name that is no name of one folder.
+    #[error("[processors] group is '{0}': give one name without slashes, for example backstay-vms")]
+    Group(String),
     /// A path that is not absolute.
     #[error("{key} is '{path}': give an absolute path")]
     Relative {
@@ -125,6 +166,10 @@ struct FileConfig {
     metrics: FileMetrics,
     #[serde(default)]
     checkpoints: CheckpointConfig,
+    #[serde(default)]
+    limits: FileLimits,
+    #[serde(default)]
+    processors: FileProcessors,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -136,8 +181,63 @@ struct FileLog {
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
+struct FileLimits {
+    cores: Option<u32>,
+    host_cores: Option<f64>,
+    memory: Option<String>,
+    host_memory: Option<String>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
 struct FileMetrics {
     listen: Option<SocketAddr>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct FileProcessors {
+    control: Option<ControlPolicy>,
+    group: Option<String>,
+}
+
+impl FileLimits {
+    fn check(self) -> Result<LimitsConfig, ConfigError> {
+        let size = |key, text: Option<String>| {
+            text.map(|text| text.parse::<ByteSize>())
+                .transpose()
+                .map(|size| size.map(|ByteSize(bytes)| bytes))
+                .map_err(|source| ConfigError::Size { key, source })
+        };
+        if self.cores.is_some_and(|cores| !(1..=4096).contains(&cores)) {
+            let value = self.cores.unwrap_or_default().to_string();
+            return Err(ConfigError::Limit { key: "cores", value, rule: "a host has 1 to 4096 processors" });
+        }
+        let host_cores = self.host_cores.unwrap_or(0.0);
+        if !(0.0..=4096.0).contains(&host_cores) {
+            let (key, value) = ("host_cores", host_cores.to_string());
+            return Err(ConfigError::Limit { key, value, rule: "the host keeps 0 or more processors" });
+        }
+        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "0 to 409,600")]
+        let host_cores = Cores((host_cores * 100.0).round() as u64);
+        Ok(LimitsConfig {
+            cores: self.cores,
+            host_cores,
+            memory: size("memory", self.memory)?,
+            host_memory: size("host_memory", self.host_memory)?,
+        })
+    }
+}
+
+impl FileProcessors {
+    fn check(self) -> Result<ProcessorSettings, ConfigError> {
+        let normal = ProcessorSettings::default();
+        let group = self.group.unwrap_or(normal.group);
+        if group.is_empty() || group.starts_with('.') || group.contains('/') {
+            return Err(ConfigError::Group(group));
+        }
+        Ok(ProcessorSettings { policy: self.control.unwrap_or_default(), group })
+    }
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -161,6 +261,8 @@ impl Config {
             log: LogConfig::default(),
             metrics: MetricsConfig::default(),
             checkpoints: CheckpointConfig::default(),
+            limits: LimitsConfig::default(),
+            processors: ProcessorSettings::default(),
         }
     }
 
@@ -203,6 +305,8 @@ impl Config {
             log: log(file.log, &environment)?,
             metrics: MetricsConfig { listen: file.metrics.listen },
             checkpoints: file.checkpoints,
+            limits: file.limits.check()?,
+            processors: file.processors.check()?,
         };
         if let Some(address) = config.metrics.listen.filter(|address| !address.ip().is_loopback()) {
             return Err(ConfigError::NotLoopback { address });
@@ -257,6 +361,34 @@ mod tests {
         assert_eq!(config.checkpoints.limit, 50);
         let config = read("[checkpoints]\nlimit = 3\n", &[]).unwrap();
         assert_eq!((config.checkpoints.limit, config.checkpoints.warn_days), (3, 30));
+    }
+
+    #[test]
+    fn limits_are_numbers_sizes_and_names() {
+        let text = "[limits]\ncores = 4\nhost_cores = 0.5\nmemory = '8G'\nhost_memory = '512M'\n\
+                    [processors]\ncontrol = 'cgroup1'\ngroup = 'test'\n";
+        let config = read(text, &[]).unwrap();
+        let limits = LimitsConfig {
+            cores: Some(4),
+            host_cores: Cores(50),
+            memory: Some(8 << 30),
+            host_memory: Some(512 << 20),
+        };
+        assert_eq!(config.limits, limits);
+        assert_eq!(
+            config.processors,
+            ProcessorSettings { policy: ControlPolicy::Cgroup1, group: "test".into() }
+        );
+        for (text, word) in [
+            ("[limits]\ncores = 0", "cores"),
+            ("[limits]\nhost_cores = -1.0", "host_cores"),
+            ("[limits]\nmemory = 'much'", "memory"),
+            ("[processors]\ngroup = '../x'", "group"),
+            ("[processors]\ncontrol = 'magic'", "wrong"),
+        ] {
+            let error = read(text, &[]).unwrap_err().to_string();
+            assert!(error.contains(word), "{error}");
+        }
     }
 
     #[test]

@@ -1,9 +1,9 @@
 //! What this host is and can do.
 
 use crate::config::QemuConfig;
-use crate::failure::{Failure, chain};
+use crate::failure::Failure;
 use crate::inventory::blocking;
-use backstay_api::{HostInfo, ProblemCode};
+use backstay_api::{HostCapacity, HostInfo, ProblemCode};
 use backstay_model::{AccelPolicy, VirtualHardware};
 use backstay_qemu::accel::{self, Choice};
 use backstay_qemu::version::{self, Version};
@@ -136,7 +136,7 @@ impl Host {
         }
     }
 
-    /// Everything about this host. `active` is what is on: number of machines and their memory in bytes.
+    /// Everything about this host but its capacity. `active` is what is on: number of machines and their memory in bytes.
     pub async fn info(&self, state_dir: &Path, run_dir: &Path, vms: u32, active: (u32, u64)) -> HostInfo {
         let version = self.qemu_version().await;
         let (accelerator, accelerator_reason) = match self.accelerator(AccelPolicy::Auto).await {
@@ -144,7 +144,7 @@ impl Host {
             Err(failure) => ("none".to_owned(), failure.full_message()),
         };
         let (background_snapshot, background_snapshot_reason) = self.userfaultfd();
-        let (memory_bytes, memory_available_bytes) = memory();
+        let memory = crate::memory::look();
         let mut warnings = Vec::new();
         if accelerator == "tcg" {
             warnings.push(format!("machines run slowly: {accelerator_reason}"));
@@ -168,30 +168,18 @@ impl Host {
             background_snapshot,
             background_snapshot_reason,
             cpus: std::thread::available_parallelism().map_or(0, |n| u32::try_from(n.get()).unwrap_or(0)),
-            memory_bytes,
-            memory_available_bytes,
+            memory_bytes: memory.total,
+            memory_available_bytes: memory.available,
             memory_assigned_bytes: active.1,
             state_dir: state_dir.into(),
             run_dir: run_dir.into(),
             state_dir_free_bytes: rustix::fs::statvfs(state_dir).map_or(0, |s| s.f_bavail * s.f_frsize),
             vms,
             vms_active: active.0,
+            capacity: HostCapacity::default(),
             warnings,
         }
     }
-}
-
-/// Total and available memory in bytes.
-fn memory() -> (u64, u64) {
-    let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_else(|error| {
-        tracing::warn!(error = chain(&error), "/proc/meminfo cannot be read");
-        String::new()
-    });
-    let field = |name: &str| {
-        let line = text.lines().find_map(|line| line.strip_prefix(name))?;
-        line.split_ascii_whitespace().next()?.parse::<u64>().ok()
-    };
-    (field("MemTotal:").unwrap_or(0) << 10, field("MemAvailable:").unwrap_or(0) << 10)
 }
 
 /// User and group id of a local user, by name or number.

@@ -16,6 +16,7 @@ mod http;
 mod inventory;
 mod layout;
 pub mod logging;
+mod memory;
 mod metrics;
 mod notify;
 mod run;
@@ -24,7 +25,7 @@ mod store;
 mod tasks;
 mod workers;
 
-pub use config::{Config, ConfigError, DEFAULT_CONFIG_FILE, MetricsConfig, QemuConfig};
+pub use config::{Config, ConfigError, DEFAULT_CONFIG_FILE, LimitsConfig, MetricsConfig, QemuConfig};
 pub use failure::Failure;
 pub use http::openapi_json;
 pub use run::{RunError, run, run_until};

@@ -110,6 +110,7 @@ pub async fn run_until(
     let listener = listen(&config.socket)?;
     let app = assemble(config).map_err(RunError::Setup)?;
     let app = app.map_err(RunError::Store)?;
+    tokio::spawn(crate::app::keep_processors(Arc::clone(&app)));
     recover(&app).await.map_err(RunError::Setup)?;
     let reason = format!("version {} started as process {}", env!("CARGO_PKG_VERSION"), std::process::id());
     app.events.host(happening("daemon.started", reason)).await;
@@ -194,6 +195,8 @@ pub(crate) fn assemble(config: Config) -> Result<Result<Arc<App>, StoreError>, F
         mergers: crate::app::Mergers::default(),
         attaching: tokio::sync::Mutex::default(),
         host,
+        promises: crate::app::Promises::default(),
+        processors: crate::app::Processors::new(config.processors.clone()),
         store,
         config,
     })))

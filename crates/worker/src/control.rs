@@ -4,6 +4,7 @@
 //! between once [`Request::Subscribe`] was sent. The worker accepts any number of connections. A newer daemon must be
 //! able to talk to an older worker: fields are only added, with defaults, and unknown fields are ignored.
 
+use crate::processors::{ProcessorOrder, ProcessorSettings};
 use backstay_model::{CheckpointId, DriveSlot, MemoryMethod, VmSpec, VmState};
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
@@ -85,6 +86,8 @@ pub enum Request {
         /// The layer that is merged.
         upper: PathBuf,
     },
+    /// Give the processors another share from now on. The number of processors stays as it is.
+    SetProcessors(ProcessorOrder),
     /// Chain and statistics of the disks this worker holds.
     Disks,
     /// Which file of a disk's chain holds what.
@@ -355,6 +358,9 @@ pub struct WorkerStatus {
     pub console_socket: PathBuf,
     /// VNC (RFB) socket.
     pub vnc_socket: PathBuf,
+    /// How limits and weights of the processors act, or why they do not.
+    #[serde(default)]
+    pub processors: String,
 }
 
 /// One disk of a running machine.
@@ -510,6 +516,12 @@ pub struct LaunchRecord {
     /// Numeric user and group QEMU runs as; none: as the worker.
     #[serde(default)]
     pub qemu_uid_gid: Option<(u32, u32)>,
+    /// How processors are controlled.
+    #[serde(default)]
+    pub processors: ProcessorSettings,
+    /// The weight that follows from the reserves of all machines at the start; the machine's own unless given.
+    #[serde(default)]
+    pub cpu_weight: Option<u32>,
 }
 
 /// A saved memory state.

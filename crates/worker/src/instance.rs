@@ -1,6 +1,7 @@
 //! What a worker leaves for the one that takes over.
 
 use crate::durable;
+use crate::processors::ProcessorOrder;
 use crate::run_dir::RunDir;
 use backstay_qemu::process::{self, AdoptError};
 use serde::{Deserialize, Serialize};
@@ -26,6 +27,9 @@ pub struct Instance {
     /// Starts by the recovery action, milliseconds since the Unix epoch, oldest first.
     #[serde(default)]
     pub recoveries: Vec<u64>,
+    /// What the processors get, where it has changed since the launch.
+    #[serde(default)]
+    pub processors: Option<ProcessorOrder>,
 }
 
 /// Reads the record.

@@ -22,6 +22,7 @@ mod lock;
 mod logs;
 mod opening;
 mod owner;
+pub mod processors;
 mod report;
 mod run_dir;
 mod server;

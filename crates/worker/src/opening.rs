@@ -210,6 +210,7 @@ impl Opening {
             started_unix_ms: self.instance.started_unix_ms,
             last_event: self.spool.last(),
             console_socket: self.run.console(),
+            processors: String::new(),
             vnc_socket: self.run.vnc(),
         }
     }

@@ -17,6 +17,7 @@ mod life;
 mod linux;
 mod metrics;
 mod package;
+mod processors;
 mod tree;
 mod tree_random;
 mod unprivileged;

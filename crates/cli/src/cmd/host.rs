@@ -2,7 +2,7 @@
 
 use crate::context::Context;
 use crate::output::{self, Format};
-use backstay_api::{HostInfo, LogLevel};
+use backstay_api::{HostInfo, HostPromise, LogLevel};
 use clap::{Args, Subcommand};
 
 /// This host.
@@ -64,16 +64,10 @@ fn facts(host: &HostInfo) -> Vec<(&'static str, String)> {
         ("QEMU", qemu),
         ("Accelerator", format!("{} ({})", host.accelerator, host.accelerator_reason)),
         ("Checkpoint pauses", format!("{pauses} ({})", host.background_snapshot_reason)),
-        ("Processors", host.cpus.to_string()),
-        (
-            "Memory",
-            format!(
-                "{}, {} available, {} given to machines",
-                output::size(host.memory_bytes),
-                output::size(host.memory_available_bytes),
-                output::size(host.memory_assigned_bytes)
-            ),
-        ),
+        ("Processors", processors(host)),
+        ("Processor control", host.capacity.processor_control_reason.clone()),
+        ("Memory", memory(host)),
+        ("Promised", promises(host)),
         (
             "State folder",
             format!("{}, {} free", host.state_dir.display(), output::size(host.state_dir_free_bytes)),
@@ -81,4 +75,50 @@ fn facts(host: &HostInfo) -> Vec<(&'static str, String)> {
         ("Run folder", host.run_dir.display().to_string()),
         ("Machines", format!("{}, {} on", host.vms, host.vms_active)),
     ]
+}
+
+fn processors(host: &HostInfo) -> String {
+    let room = &host.capacity;
+    let counted =
+        if room.processors == host.cpus { String::new() } else { format!(", {} count", room.processors) };
+    format!(
+        "{}{counted}: {:.2} cores promised, {:.2} left{}",
+        host.cpus,
+        room.cores_promised,
+        room.cores_left,
+        if room.cores_kept > 0.0 {
+            format!(", {:.2} kept for the host", room.cores_kept)
+        } else {
+            String::new()
+        }
+    )
+}
+
+fn memory(host: &HostInfo) -> String {
+    let room = &host.capacity;
+    let size = |bytes: u64| output::size(bytes >> 20 << 20);
+    let by = room.memory_limited_by.as_ref().map_or(String::new(), |by| format!(" (limited by {by})"));
+    format!(
+        "{} left for machines: {} available of {}{by}, less {} promised and not used yet, less {} kept for the host",
+        size(room.memory_left_bytes),
+        size(room.memory_available_bytes),
+        size(room.memory_bytes),
+        size(room.memory_outstanding_bytes),
+        size(room.memory_kept_bytes),
+    )
+}
+
+/// One line for each machine that is on.
+fn promises(host: &HostInfo) -> String {
+    let size = |bytes: u64| output::size(bytes >> 20 << 20);
+    let line = |p: &HostPromise| {
+        format!(
+            "{}: {:.2} cores, {} of memory, {} used",
+            p.name,
+            p.cores,
+            size(p.memory_bytes),
+            size(p.memory_used_bytes)
+        )
+    };
+    host.capacity.promises.iter().map(line).collect::<Vec<_>>().join("\n")
 }

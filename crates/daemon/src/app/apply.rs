@@ -6,6 +6,7 @@
 //! until the guest runs again they are all that is left of the former Now.
 
 use super::apply_checks::{Checked, check};
+use super::capacity::reserve;
 use super::checkpoint::{check_limit, decide};
 use super::checkpoint_run::{make_children, take};
 use super::cleanup::delete_files;
@@ -24,7 +25,7 @@ use crate::layout::is_layer;
 use crate::tasks::TaskContext;
 use backstay_api::{CheckpointApply, CheckpointCreate, Plan, ProblemCode};
 use backstay_hyperv::{ApplyError, LayerStep, VmConfig};
-use backstay_model::{Checkpoint, CheckpointId, VmId, VmVerb};
+use backstay_model::{Checkpoint, CheckpointId, VmId, VmSpec, VmVerb};
 use std::path::PathBuf;
 use std::sync::Arc;
 use uuid::Uuid;
@@ -218,6 +219,13 @@ async fn switch(
 ) -> Result<(), Failure> {
     let id = machine.id;
     let former_tops: Vec<PathBuf> = machine.disks().into_iter().map(|(_, path)| path).collect();
+    // Before anything is torn down: the memory of a checkpoint is that of a machine that runs.
+    let _held = match &checked.restore {
+        Some(_) => {
+            Some(reserve(app, &VmSpec { id, name: machine.name().clone(), ..checked.spec.clone() }).await?)
+        }
+        None => None,
+    };
     if machine.state.is_active() {
         context.progress(97, "turning the machine off");
         end_machine(app, id).await?;

@@ -1,5 +1,6 @@
 //! Making a machine: everything is checked first, and a failure leaves nothing behind.
 
+use super::capacity::check_count;
 use super::drives::{DiskToMake, check_files, nics, place};
 use super::{Accepted, App, Call, Done};
 use crate::disks;
@@ -80,6 +81,7 @@ async fn decide(app: &App, body: VmCreate) -> Result<Creation, Failure> {
         host_stop: body.host_stop,
     };
     check_spec(&spec)?;
+    check_count(app, &spec.name, &spec.cpu)?;
     let warnings = check_files(app, id, &spec.drives, &placed.make).await?;
     Ok(Creation { spec, make: placed.make, layout, warnings })
 }

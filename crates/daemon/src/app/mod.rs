@@ -3,6 +3,7 @@
 
 mod apply;
 mod apply_checks;
+mod capacity;
 mod checkpoint;
 mod checkpoint_finish;
 mod checkpoint_run;
@@ -18,6 +19,7 @@ mod merge;
 mod merge_files;
 mod merge_run;
 mod power;
+mod processors;
 mod recover;
 mod register;
 mod rename;
@@ -32,6 +34,7 @@ mod usage;
 pub mod views;
 
 pub use apply::{apply_checkpoint, revert};
+pub use capacity::{Promises, capacity};
 pub use checkpoint::create_checkpoint;
 pub use clone::clone_vm;
 pub use create::create_vm;
@@ -41,6 +44,7 @@ pub use export::export_checkpoint;
 pub use look::{disk_check, disk_map};
 pub use merge::{Mergers, merge_checkpoints};
 pub use power::{pause, reset, resume, shutdown, turn_off};
+pub use processors::{Processors, keep as keep_processors};
 pub use recover::recover;
 pub use register::register;
 pub use rename::rename_vm;
@@ -89,6 +93,10 @@ pub struct App {
     pub attaching: tokio::sync::Mutex<()>,
     /// What this host can do.
     pub host: Host,
+    /// What is promised to machines that are not on yet.
+    pub promises: Promises,
+    /// What workers were told about processors.
+    pub processors: Processors,
 }
 
 /// How a call that changes something was made.

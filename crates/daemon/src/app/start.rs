@@ -1,5 +1,7 @@
 //! Powering a machine on.
 
+use super::capacity::{obstacles, reserve};
+use super::processors::weight_of;
 use super::settle::settle_before;
 use super::usage::{chain_of, usage};
 use super::{Accepted, App, Call, Done, check_verb, vm_task};
@@ -64,8 +66,9 @@ async fn run(app: Arc<App>, context: TaskContext, id: VmId, beginning: Beginning
 }
 
 /// Checks everything that a start needs. All that is wrong is told at once. Returns warnings.
-pub(super) async fn preflight(app: &App, machine: &Machine) -> Result<Vec<String>, Failure> {
+pub(super) async fn preflight(app: &Arc<App>, machine: &Machine) -> Result<Vec<String>, Failure> {
     let (mut warnings, mut blockers) = check_drives(app, machine).await?;
+    blockers.extend(obstacles(app, machine).await?);
     let choice = app.host.accelerator(machine.spec.accel).await?;
     if choice.warning {
         warnings.push(format!("the machine will be slow: {}", choice.reason));
@@ -138,6 +141,8 @@ pub(super) async fn launch(
     beginning: Beginning,
 ) -> Result<(), Failure> {
     let id = machine.id;
+    // Until the machine counts as one that is on, which is long before this ends.
+    let _held = reserve(app, &machine.spec).await?;
     let folder = app.workers.run_folder(id);
     blocking(move || durable::create_folder(&folder).map_err(|e| Failure::file("making", &folder, e)))
         .await?;
@@ -149,6 +154,8 @@ pub(super) async fn launch(
         avoid_background: false,
         qemu: app.host.qemu().into(),
         qemu_uid_gid: app.host.qemu_ids(),
+        processors: app.processors.settings().clone(),
+        cpu_weight: weight_of(app, id),
     };
     context.progress(20, "starting QEMU");
     if let Err(error) = app.store.set_boot(id, app.host.boot_id().into()).await {

@@ -21,8 +21,14 @@ pub(super) fn call() -> Call {
 
 impl Fixture {
     pub(super) fn new() -> Self {
+        Self::with(|_| {})
+    }
+
+    /// With other settings.
+    pub(super) fn with(change: impl FnOnce(&mut Config)) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let config = Config::in_folders(folder.path().join("state"), folder.path().join("run"));
+        let mut config = Config::in_folders(folder.path().join("state"), folder.path().join("run"));
+        change(&mut config);
         for made in [&config.state_dir, &config.run_dir] {
             std::fs::create_dir(made).unwrap();
         }

@@ -1,7 +1,9 @@
 //! Changing settings.
 
+use super::capacity::{check_count, reserve_cores};
 use super::create::{make_disks, remove_disks};
 use super::drives::{check_files, nics, place};
+use super::processors::share_out;
 use super::settle::settle_before;
 use super::{Accepted, App, Call, Done, check_verb, vm_task};
 use crate::events::Happening;
@@ -12,7 +14,8 @@ use backstay_api::{Plan, ProblemCode, VmUpdate};
 use backstay_model::{VmId, VmSpec, VmVerb};
 use std::sync::Arc;
 
-/// Changes settings. Notes can be changed at any time; everything else needs the machine off.
+/// Changes settings. Notes and the share of the processors can be changed at any time; everything else needs the machine
+/// off.
 ///
 /// # Errors
 /// `not-found`, `invalid`, `precondition`, `stale`, `in-use`, `busy`.
@@ -44,8 +47,7 @@ async fn decide(app: &App, machine: &Machine, body: &VmUpdate) -> Result<Change,
             ),
         ));
     }
-    let only_notes = VmUpdate { generation: None, notes: None, ..body.clone() } == VmUpdate::default();
-    if !only_notes {
+    if !acts_at_any_time(body) {
         check_verb(machine, VmVerb::Configure)?;
     }
     let mut spec = (*machine.spec).clone();
@@ -74,7 +76,23 @@ async fn decide(app: &App, machine: &Machine, body: &VmUpdate) -> Result<Change,
     spec.drives.extend(placed.drives);
     spec.drives.sort_by_key(|drive| drive.slot);
     super::create::check_spec(&spec)?;
+    if body.cpus.is_some() {
+        check_count(app, &spec.name, &spec.cpu)?;
+    }
     Ok(Change { spec, make: placed.make, warnings })
+}
+
+/// Whether nothing is to be changed that needs the machine off.
+fn acts_at_any_time(body: &VmUpdate) -> bool {
+    let rest = VmUpdate {
+        generation: None,
+        notes: None,
+        cpu_reserve: None,
+        cpu_limit: None,
+        cpu_weight: None,
+        ..body.clone()
+    };
+    rest == VmUpdate::default()
 }
 
 fn set_values(spec: &mut VmSpec, body: &VmUpdate) {
@@ -126,8 +144,16 @@ async fn run(app: Arc<App>, context: TaskContext, id: VmId, body: VmUpdate) -> D
     for warning in &change.warnings {
         context.warn(warning.clone());
     }
+    let share_changes = machine.state.is_active() && machine.spec.cpu != change.spec.cpu;
+    let held = match share_changes {
+        true => Some(reserve_cores(&app, &change.spec).await?),
+        false => None,
+    };
     let saved = make_and_save(&app, &machine, &change).await?;
-    drop(attaching);
+    drop((attaching, held));
+    if share_changes && let Some(failure) = share_out(&app).await.remove(&id) {
+        context.warn(format!("the settings are kept but do not act now: {}", failure.full_message()));
+    }
     let what = Happening {
         kind: "vm.updated",
         who: &context.who(),

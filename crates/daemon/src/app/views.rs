@@ -51,6 +51,8 @@ pub fn vm(app: &App, machine: &Machine) -> Vm {
         cpu_reserve: spec.cpu.reserve_percent,
         cpu_limit: spec.cpu.limit_percent,
         cpu_weight: spec.cpu.weight,
+        cpu_reserve_cores: spec.cpu.reserved().as_f64(),
+        cpu_limit_cores: spec.cpu.limit().as_f64(),
         drives: spec.drives.iter().map(|d| drive(d.slot, &d.media)).collect(),
         nics: spec.nics.iter().map(nic).collect(),
         boot_order: spec.boot_order.clone(),

@@ -57,6 +57,7 @@ fn run_info(status: &WorkerStatus, worker_pid: u32) -> RunInfo {
         started: Timestamp::from_millisecond(status.started_unix_ms).unwrap_or_default(),
         console_socket: status.console_socket.clone(),
         vnc_socket: status.vnc_socket.clone(),
+        processors: status.processors.clone(),
     }
 }
 

@@ -74,6 +74,12 @@ impl Workers {
         self.restart_counts().get(&vm).copied().unwrap_or(0)
     }
 
+    /// Whether a machine's worker can be asked now.
+    #[must_use]
+    pub fn is_connected(&self, vm: VmId) -> bool {
+        self.table().get(&vm).is_some_and(|connection| connection.borrow().is_some())
+    }
+
     /// Asks a machine's worker.
     ///
     /// # Errors

@@ -37,7 +37,11 @@ pub fn supervise(app: &Arc<App>, vm: VmId, fresh: bool) {
         if let Err(error) = app.store.set_boot(vm, String::new()).await {
             tracing::error!(%vm, error = chain(&error), "the end of a machine could not be written");
         }
+        // Before it can be started again: a worker that was killed together with QEMU could not do it.
+        let settings = app.processors.settings().clone();
+        let _ = tokio::task::spawn_blocking(move || backstay_worker::processors::tidy(&settings, vm)).await;
         app.inventory.set_state(vm, last.0, last.1);
+        app.processors.changed();
     });
 }
 
@@ -180,6 +184,7 @@ async fn hear(
         }
     };
     connection.send_replace(Some(client));
+    app.processors.changed();
     while let Some(event) = events.next().await {
         ingest::event(app, vm, event, following).await;
     }

@@ -4,6 +4,7 @@ use super::checkpoints::Wish;
 use super::{Answer, Owner, ReplyTo, fail, refuse};
 use crate::control::{CheckpointOutcome, PROTOCOL_VERSION, Reply, Request, WorkerStatus};
 use crate::inspect;
+use crate::processors::ProcessorOrder;
 use crate::server::Call;
 use backstay_disk::{Disk, MergeControl};
 use backstay_model::{CheckpointId, DriveSlot, MemoryMethod, VmVerb};
@@ -36,6 +37,7 @@ impl Owner {
             Request::MergeStatus { upper } => Ok(Reply::Merge(self.merge_status(&upper))),
             Request::MergeRate { upper, rate } => self.change_merge(&upper, |control| control.set_rate(rate)),
             Request::CancelMerge { upper } => self.change_merge(&upper, MergeControl::cancel),
+            Request::SetProcessors(order) => return self.set_processors(order, reply),
             Request::Disks => return self.disks(reply),
             Request::DiskMap { slot, top_only, offset, limit } => {
                 return self.look_into(slot, reply, move |disk| {
@@ -90,7 +92,33 @@ impl Owner {
             last_event: self.spool.last(),
             console_socket: self.run.console(),
             vnc_socket: self.run.vnc(),
+            processors: self.processors.shown(),
         }
+    }
+
+    /// Kept for the next worker, and done at once where a QEMU is; the reply comes when it is done.
+    fn set_processors(&mut self, order: ProcessorOrder, reply: ReplyTo) {
+        let (name, has) = (&self.record.spec.name, self.record.spec.cpu.count);
+        if order.control.count != has {
+            let words = format!("'{name}' has {has} virtual processors until it is turned off");
+            return drop(reply.send(refuse(words)));
+        }
+        if let Err(error) = order.control.validate() {
+            return drop(reply.send(refuse(error.to_string())));
+        }
+        if let Err(why) = self.note(|instance| instance.processors = Some(order)) {
+            return drop(reply.send(refuse(why)));
+        }
+        let Some(machine) = &self.machine else { return drop(reply.send(Ok(Reply::Done))) };
+        let done = self.processors.apply(machine.qmp.clone(), machine.process.pid(), order);
+        tokio::spawn(async move {
+            let answer = match done.await {
+                Ok(Ok(())) => Ok(Reply::Done),
+                Ok(Err(why)) => refuse(why),
+                Err(_) => refuse("the machine has ended"),
+            };
+            let _ = reply.send(answer);
+        });
     }
 
     fn disks(&self, reply: ReplyTo) {

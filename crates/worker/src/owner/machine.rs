@@ -14,6 +14,8 @@ use tokio::sync::watch;
 
 /// How long a QEMU that was found may take to answer: while its disks were away it may have hung in a command.
 const ADOPT_PATIENCE: Duration = Duration::from_secs(30);
+/// How long the control groups of the host may take before the guest runs without them.
+const CONFINED: Duration = Duration::from_secs(30);
 /// How long QEMU's last words may be on their way after its end.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
@@ -31,7 +33,7 @@ impl Owner {
             };
             return self.feed(Life::Exited { reason: reason.into(), orderly }).await;
         }
-        self.instance = Instance::default();
+        self.instance = Instance { processors: self.instance.processors, ..Instance::default() };
         self.begin_start("starting");
     }
 
@@ -45,8 +47,14 @@ impl Owner {
         // A saved state is loaded only if the guest has not run since.
         let restore = self.record.restore.clone().filter(|_| !self.instance.ran);
         let (cancel, cancelled) = watch::channel(false);
-        let task =
-            tokio::spawn(async move { start(&run, &record, &accel, restore.as_ref(), cancelled).await });
+        let (processors, order) = (self.processors.clone(), self.processor_order());
+        let task = tokio::spawn(async move {
+            let started = start(&run, &record, &accel, restore.as_ref(), cancelled).await?;
+            // Before the first instruction of the guest. What hinders it is told there; the machine runs without.
+            let Machine { process, qmp } = &started.machine;
+            let _ = tokio::time::timeout(CONFINED, processors.apply(qmp.clone(), process.pid(), order)).await;
+            Ok(started)
+        });
         self.starting = Some(Starting { task, cancel });
     }
 
@@ -82,6 +90,13 @@ impl Owner {
         self.talk_by(&machine.qmp);
         self.machine = Some(machine);
         self.serial.send_replace(Some(self.run.serial()));
+    }
+
+    /// Puts the virtual processors where they belong, once more: threads may be new.
+    pub(super) fn confine(&self) {
+        if let Some(Machine { process, qmp }) = &self.machine {
+            drop(self.processors.apply(qmp.clone(), process.pid(), self.processor_order()));
+        }
     }
 
     fn talk_by(&mut self, qmp: &Qmp) {
@@ -120,6 +135,7 @@ impl Owner {
         };
         self.hold(Machine { process: Arc::new(process), qmp: qmp.clone() });
         self.tell(WorkerEvent::Adopted { qemu_pid: pid });
+        self.confine();
         self.clean_up_after_job(Some(&qmp)).await;
         match qmp.query_status().await {
             Ok(info) => {
@@ -187,6 +203,7 @@ impl Owner {
         let (Some(qmp), Some(machine)) = (qmp, self.machine.clone()) else { return };
         self.talk_by(&qmp);
         self.machine = Some(Machine { qmp: qmp.clone(), ..machine });
+        self.confine();
         if let Ok(info) = qmp.query_status().await {
             self.feed(Life::QmpBack(info.status)).await;
         }

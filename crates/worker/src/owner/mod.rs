@@ -26,6 +26,7 @@ use crate::control::{
 use crate::disks::DiskSet;
 use crate::events::Spool;
 use crate::instance::{self, Instance};
+use crate::processors::{Control, ProcessorOrder};
 use crate::report::chain_of;
 use crate::run_dir::RunDir;
 use crate::server::Call;
@@ -120,6 +121,8 @@ pub struct Owner {
     /// What QEMU's events and the user's wishes mean.
     life: Lifecycle,
     clock: Clock,
+    /// Keeps the virtual processors where they belong.
+    processors: Control,
     /// What was told last.
     state: VmState,
     reason: Option<String>,
@@ -177,6 +180,7 @@ impl Owner {
         let policy = RecoveryPolicy::new(record.spec.recovery);
         let restarts = instance.recoveries.iter().map(|&ms| Duration::from_millis(ms)).collect();
         let (done_sender, done) = mpsc::unbounded_channel();
+        let processors = Control::start(record.processors.clone(), record.spec.id, Arc::clone(&spool));
         Self {
             run,
             record,
@@ -188,6 +192,7 @@ impl Owner {
             calls,
             life: Lifecycle::new(policy, restarts),
             clock: Clock::start(),
+            processors,
             state,
             reason: None,
             starting: None,
@@ -261,6 +266,12 @@ impl Owner {
         Ok(())
     }
 
+    /// What the processors get now.
+    fn processor_order(&self) -> ProcessorOrder {
+        let at_launch = ProcessorOrder { control: self.record.spec.cpu, weight: self.record.cpu_weight };
+        self.instance.processors.unwrap_or(at_launch)
+    }
+
     fn qmp(&self) -> Option<Qmp> {
         self.machine.as_ref().map(|machine| machine.qmp.clone())
     }
@@ -270,6 +281,7 @@ impl Owner {
         self.let_go();
         self.end_job().await;
         self.end_merge().await;
+        self.processors.remove().await;
         let disks = Arc::clone(&self.disks);
         let troubles = tokio::task::spawn_blocking(move || disks.close()).await.unwrap_or_default();
         for message in troubles {

@@ -191,6 +191,9 @@ impl Owner {
     }
 
     pub(super) async fn guest_event(&mut self, event: &QmpEvent) {
+        if event.name == "RESET" {
+            self.confine();
+        }
         if let Some(event) = Life::from_qmp(event) {
             return self.feed(event).await;
         }

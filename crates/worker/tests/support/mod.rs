@@ -18,6 +18,7 @@ use backstay_worker::control::{
     WorkerEvent, WorkerStatus,
 };
 use backstay_worker::events::read_spool;
+use backstay_worker::processors::ProcessorSettings;
 use backstay_worker::spawn;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -117,6 +118,8 @@ impl Vm {
             avoid_background: false,
             qemu: "qemu-system-x86_64".into(),
             qemu_uid_gid: None,
+            processors: ProcessorSettings::default(),
+            cpu_weight: None,
         };
         Self { dir, record, slots, worker: None }
     }

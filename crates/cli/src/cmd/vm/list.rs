@@ -23,7 +23,7 @@ fn parse_state(text: &str) -> Result<VmState, String> {
     serde_json::from_value(serde_json::Value::from(text)).map_err(|_| "there is no such state".into())
 }
 
-const COLUMNS: [Column<Vm>; 12] = [
+const COLUMNS: [Column<Vm>; 15] = [
     Column::new("NAME", |vm| vm.name.clone()),
     Column::new("STATE", |vm| vm.state.to_string()),
     Column::new("CPUS", |vm| vm.cpus.to_string()),
@@ -32,6 +32,9 @@ const COLUMNS: [Column<Vm>; 12] = [
     Column::new("CHECKPOINTS", |vm| vm.checkpoints.to_string()),
     Column::wide("GENERATION", |vm| generation(vm.hardware).into()),
     Column::wide("TEMPLATE", |vm| output::yes_no(vm.template).into()),
+    Column::wide("RESERVE", |vm| share(vm.cpu_reserve, vm.cpu_reserve_cores)),
+    Column::wide("LIMIT", |vm| share(vm.cpu_limit, vm.cpu_limit_cores)),
+    Column::wide("WEIGHT", |vm| vm.cpu_weight.to_string()),
     Column::wide("DRIVES", |vm| vm.drives.len().to_string()),
     Column::wide("ACCELERATOR", |vm| vm.run.as_ref().map(|run| run.accelerator.clone()).unwrap_or_default()),
     Column::wide("ID", |vm| vm.id.to_string()),
@@ -53,6 +56,11 @@ pub async fn run(context: &Context, args: &ListArgs) -> anyhow::Result<()> {
         "{} configurations cannot be read and are not in the list",
         list.unreadable.len()
     )))
+}
+
+/// `75 % = 3 cores`
+fn share(percent: u32, cores: f64) -> String {
+    format!("{percent} % = {cores} cores")
 }
 
 /// `2 GiB`

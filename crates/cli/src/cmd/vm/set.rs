@@ -1,5 +1,6 @@
 //! `vm set`, and the settings it shares with `vm create`
 
+use super::show::processors;
 use crate::context::{Context, absolute};
 use crate::exit::Fail;
 use crate::tasks::{self, ChangeArgs};
@@ -14,8 +15,9 @@ use std::path::PathBuf;
 /// Arguments.
 #[derive(Debug, Args)]
 #[command(
-    long_about = "Change settings, attach and detach drives and network cards. What is not named stays. Most changes \
-                  need the machine off.",
+    long_about = "Change settings, attach and detach drives and network cards. What is not named stays. Notes and the \
+                  processors' reserve, limit and weight can be changed at any time, and act at once; everything \
+                  else needs the machine off.",
     after_long_help = "Examples:\n  backstay vm set web --cpus 4 --cpu-limit 75\n  backstay vm set web --disk scsi:0:1=data.vhd\n  \
                        backstay vm set web --remove-drive ide:1:0"
 )]
@@ -42,13 +44,13 @@ pub struct SetArgs {
 /// Settings of a machine.
 #[derive(Debug, Args)]
 pub struct SettingArgs {
-    /// Virtual processors, 1 to 240
+    /// Virtual processors, 1 to as many as the host has
     #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=240))]
     pub cpus: Option<u32>,
-    /// Percent of the processors that is always available, 0 to 100
+    /// Percent of the machine's processors that is promised to it, 0 to 100; a start is refused when the host cannot keep it
     #[arg(long, value_name = "PERCENT", value_parser = clap::value_parser!(u32).range(0..=100))]
     pub cpu_reserve: Option<u32>,
-    /// Percent of the processors that is never exceeded, 1 to 100
+    /// Percent of the machine's processors that is never exceeded, 1 to 100
     #[arg(long, value_name = "PERCENT", value_parser = clap::value_parser!(u32).range(1..=100))]
     pub cpu_limit: Option<u32>,
     /// Relative weight when processors are short, 1 to 10000; 100 is normal
@@ -196,6 +198,10 @@ pub fn parse_memory(text: &str) -> Result<u64, String> {
 }
 
 impl SettingArgs {
+    fn names_processors(&self) -> bool {
+        self.cpus.or(self.cpu_reserve).or(self.cpu_limit).or(self.cpu_weight).is_some()
+    }
+
     /// The boot order, if one was given.
     pub fn boot_order(&self) -> Option<Vec<BootDevice>> {
         (!self.boot.is_empty()).then(|| self.boot.iter().map(|boot| (*boot).into()).collect())
@@ -288,10 +294,14 @@ pub async fn run(context: &Context, args: &SetArgs) -> anyhow::Result<()> {
     }
     let vm = client.resolve_vm(&args.vm).await?;
     let outcome = client.update_vm(vm, &body, &args.change.options()).await?;
-    tasks::finish(context, &client, outcome, &args.change, |task| {
+    let done = tasks::finish(context, &client, outcome, &args.change, |task| {
         format!("'{}' is changed", task.object.name)
     })
     .await?;
+    if done.is_some() && settings.names_processors() {
+        let vm = client.vm(vm).await?;
+        context.note(format!("'{}' has processors: {}", vm.name, processors(&vm)));
+    }
     Ok(())
 }
 

@@ -4,7 +4,7 @@ use super::list::{generation, memory, uptime};
 use crate::context::Context;
 use crate::output;
 use backstay_api::{Nic, Vm};
-use backstay_model::HostStopAction;
+use backstay_model::{CpuControl, HostStopAction};
 use clap::Args;
 
 /// Arguments.
@@ -73,6 +73,7 @@ fn facts(vm: &Vm) -> Vec<(&'static str, String)> {
             ("Runs on", format!("{} ({})", run.accelerator, run.accelerator_reason)),
             ("QEMU", format!("{}{qemu}", run.qemu_version)),
             ("Worker", format!("pid {}", run.worker_pid)),
+            ("Processor control", run.processors.clone()),
         ]);
     }
     facts.push(("Not possible now", blocked.join("\n")));
@@ -99,14 +100,19 @@ fn host_stop(action: HostStopAction) -> String {
 }
 
 /// Count, and the controls where they are not at their defaults, with what they mean on the host.
-fn processors(vm: &Vm) -> String {
+pub fn processors(vm: &Vm) -> String {
     let mut text = vm.cpus.to_string();
-    let cores = |percent: u32| f64::from(vm.cpus) * f64::from(percent) / 100.0;
+    let control = CpuControl {
+        count: vm.cpus,
+        reserve_percent: vm.cpu_reserve,
+        limit_percent: vm.cpu_limit,
+        weight: vm.cpu_weight,
+    };
     if vm.cpu_limit < 100 {
-        text += &format!(", limit {} % = {:.1} cores", vm.cpu_limit, cores(vm.cpu_limit));
+        text += &format!(", limit {} % of {} vCPU = {} cores", vm.cpu_limit, vm.cpus, control.limit());
     }
     if vm.cpu_reserve > 0 {
-        text += &format!(", reserve {} % = {:.1} cores", vm.cpu_reserve, cores(vm.cpu_reserve));
+        text += &format!(", reserve {} % of {} vCPU = {} cores", vm.cpu_reserve, vm.cpus, control.reserved());
     }
     if vm.cpu_weight != 100 {
         text += &format!(", weight {}", vm.cpu_weight);
