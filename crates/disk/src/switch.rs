@@ -24,8 +24,12 @@ use std::{
     io,
     path::{Path, PathBuf},
     sync::Arc,
+    thread,
     time::{Duration, Instant},
 };
+
+/// Stack of a thread that only flushes, in bytes.
+const STACK: usize = 256 << 10;
 
 /// Why disks were not switched. All of them are as they were.
 #[derive(Debug, thiserror::Error)]
@@ -157,9 +161,9 @@ impl Switch {
             not_merging(chain)?;
             let top = chain.top().cloned().filter(|_| !chain.closed);
             let top = top.ok_or_else(|| SwitchError::NotWritable { path: PathBuf::new() })?;
-            top.flush().map_err(|source| SwitchError::Flush { path: top.path.clone(), source })?;
             old_tops.push((Arc::clone(disk), top));
         }
+        flush_together(&old_tops)?;
         // Another switch may have come in between.
         for (child, (_, top)) in children.iter().zip(&old_tops) {
             if !is_empty_child(child, top) {
@@ -172,6 +176,26 @@ impl Switch {
         drop(quiet);
         Ok(Switched { old_tops })
     }
+}
+
+/// Flushes all tops at the same time: each waits for its storage, and a guest stands still meanwhile.
+fn flush_together(tops: &[(Arc<Disk>, Arc<Layer>)]) -> Result<(), SwitchError> {
+    fn flush(top: &Layer) -> Result<(), SwitchError> {
+        top.flush().map_err(|source| SwitchError::Flush { path: top.path.clone(), source })
+    }
+    let Some(((_, first), others)) = tops.split_first() else { return Ok(()) };
+    thread::scope(|scope| {
+        let start = |top| thread::Builder::new().stack_size(STACK).spawn_scoped(scope, move || flush(top));
+        let begun: Vec<_> = others.iter().map(|(_, top)| (top, start(top))).collect();
+        let mut result = flush(first);
+        for (top, thread) in begun {
+            // Where no thread could be had, it is done here.
+            let ended =
+                thread.map_or_else(|_| flush(top), |thread| thread.join().unwrap_or_else(|_| flush(top)));
+            result = result.and(ended);
+        }
+        result
+    })
 }
 
 /// Prepares, commits and finishes a switch of disks whose children exist.

@@ -62,6 +62,10 @@ pub async fn clone_vm(app: &Arc<App>, vm: &str, body: VmClone, call: &Call) -> R
     if needs_source_off(&machine, &body) {
         holds.push(Hold::Vm(machine.id));
     }
+    if body.checkpoint.is_some() {
+        // What it is made from is not merged away meanwhile.
+        holds.push(Hold::Files(machine.id));
+    }
     let task = TaskSpec {
         operation: "vm.clone",
         object: ObjectRef { kind: ObjectKind::Vm, id: Some(id.0), name },
@@ -74,7 +78,7 @@ pub async fn clone_vm(app: &Arc<App>, vm: &str, body: VmClone, call: &Call) -> R
     app.accept(call, plan, task, move |app, context| run(app, context, source, body, id)).await
 }
 
-/// A template and a checkpoint do not change, so several clones of one can be made at once.
+/// A template and a checkpoint do not change, whatever their machine does.
 fn needs_source_off(machine: &Machine, body: &VmClone) -> bool {
     body.checkpoint.is_none() && !machine.is_template()
 }
