@@ -186,6 +186,7 @@ fn check_content(package: &Path) {
         "./usr/bin/backstay",
         "./etc/backstay/backstay.toml",
         "./usr/lib/systemd/system/backstay.service",
+        "./lib/systemd/system/backstay.slice",
         "./usr/lib/sysusers.d/backstay.conf",
         "./usr/lib/tmpfiles.d/backstay.conf",
         "./usr/lib/udev/rules.d/60-backstay.rules",
@@ -204,6 +205,14 @@ fn check_content(package: &Path) {
     for line in list.lines() {
         assert!(line.contains(" 0/0 ") || line.contains(" root/root "), "everything is root's: {line}");
     }
+    let scripts =
+        Command::new("dpkg-deb").arg("--info").arg(package).args(["postinst", "prerm"]).output().unwrap();
+    let scripts = String::from_utf8(scripts.stdout).unwrap();
+    assert!(scripts.contains("backstay.service"), "{scripts}");
+    assert!(
+        !scripts.contains("backstay.slice"),
+        "an upgrade that restarts the slice ends every machine: {scripts}"
+    );
     let depends = deb(&["--field"], package);
     assert!(depends.contains("qemu-system-x86 (>= 1:9.0)"), "{depends}");
 }
