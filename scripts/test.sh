@@ -26,6 +26,9 @@ step "guests and fixtures"
 # Exit code 3: the Linux guest's packages cannot be had here. Its tests say that they are skipped; the rest run.
 "$target/debug/xtask" guest || { code=$?; [ "$code" -eq 3 ] || exit "$code"; }
 
+step "previous release"
+"$target/debug/xtask" previous
+
 step "documentation examples"
 cargo test --workspace --doc --quiet
 

@@ -30,6 +30,10 @@ pub struct HostOptions {
     pub state: Option<PathBuf>,
     /// More sections of the settings file.
     pub settings: String,
+    /// The size of a file system of its own for the records of acknowledged writes (`size` of tmpfs); needs root.
+    pub shadow: Option<String>,
+    /// Another executable than the one under test.
+    pub backstay: Option<PathBuf>,
 }
 
 /// A host. Dropping it ends every process that was started below it.
@@ -41,6 +45,7 @@ pub struct Host {
     run: TempDir,
     daemon: Option<Child>,
     backstay: PathBuf,
+    shadow: Option<String>,
 }
 
 impl Default for Host {
@@ -77,7 +82,8 @@ impl Host {
             // QEMU has to reach its sockets as somebody else
             open_to_all(run.path());
         }
-        let mut host = Self { folder, state, run, daemon: None, backstay: backstay() };
+        let backstay = options.backstay.clone().unwrap_or_else(backstay);
+        let mut host = Self { folder, state, run, daemon: None, backstay, shadow: options.shadow.clone() };
         host.start_daemon();
         host
     }
@@ -106,7 +112,8 @@ impl Host {
     /// When it ends at once, or never listens.
     pub fn start_daemon(&mut self) {
         let log = OpenOptions::new().create(true).append(true).open(self.log()).expect("the log");
-        let child = Command::new(&self.backstay)
+        let child = self
+            .daemon_command()
             .arg("daemon")
             .arg("--config")
             .arg(self.folder.path().join("backstay.toml"))
@@ -128,6 +135,24 @@ impl Host {
         });
     }
 
+    fn daemon_command(&self) -> Command {
+        let Some(size) = &self.shadow else { return Command::new(&self.backstay) };
+        let mount = "mkdir -p /run/backstay/shadow && mount -t tmpfs -o size=$0 tmpfs /run/backstay/shadow && exec \"$@\"";
+        let mut command = Command::new("unshare");
+        command.args(["--mount", "--propagation", "private", "sh", "-c", mount, size]).arg(&self.backstay);
+        command
+    }
+
+    /// The records of acknowledged writes as the daemon and its workers see them.
+    ///
+    /// # Panics
+    /// When no daemon runs.
+    #[must_use]
+    pub fn shadow(&self) -> PathBuf {
+        let daemon = self.daemon.as_ref().expect("a running daemon").id();
+        PathBuf::from(format!("/proc/{daemon}/root/run/backstay/shadow"))
+    }
+
     fn log(&self) -> PathBuf {
         self.folder.path().join("daemon.log")
     }
@@ -140,6 +165,20 @@ impl Host {
         let mut daemon = self.daemon.take().expect("a running daemon");
         daemon.kill().expect("killing the daemon");
         daemon.wait().expect("the daemon's end");
+    }
+
+    /// Ends the daemon as a package does, and installs the executable under test for the next one.
+    ///
+    /// # Panics
+    /// When none runs, or it does not end.
+    pub fn upgrade(&mut self) {
+        let mut daemon = self.daemon.take().expect("a running daemon");
+        let pid = i32::try_from(daemon.id()).ok().and_then(rustix::process::Pid::from_raw).expect("a number");
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM)
+            .expect("telling the daemon to stop");
+        daemon.wait().expect("the daemon's end");
+        self.backstay = backstay();
+        self.start_daemon();
     }
 
     /// Gives up this host but keeps its files, for another host to find.

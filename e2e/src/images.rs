@@ -47,3 +47,16 @@ pub fn linux_image() -> Option<PathBuf> {
     }
     path
 }
+
+/// The executable of the previous release; `None` (and a printed line) where it could not be built.
+#[must_use]
+pub fn previous_release() -> Option<PathBuf> {
+    let named = std::env::var_os("BACKSTAY_PREVIOUS").map(PathBuf::from);
+    let path = named.or_else(|| around("previous/backstay")).filter(|path| path.is_file());
+    if path.is_none() {
+        println!(
+            "skipped: the previous release was not built here (`xtask previous` builds it, or says why not)"
+        );
+    }
+    path
+}

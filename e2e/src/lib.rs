@@ -16,7 +16,7 @@ mod process;
 
 pub use console::Console;
 pub use host::{Host, HostOptions, Said};
-pub use images::{linux_image, microguest_image, program};
+pub use images::{linux_image, microguest_image, previous_release, program};
 pub use linux::Linux;
 pub use micro::Micro;
 pub use process::{cpu_ticks, is_alive, kill, parent_of, pin_to_first_cpu, vcpu_threads};

@@ -35,6 +35,18 @@ pub struct HostInfo {
     pub background_snapshot: bool,
     /// Why, or why not.
     pub background_snapshot_reason: String,
+    /// QEMU sees only its programs, its devices and its machine's run folder.
+    #[serde(default)]
+    pub sandbox: bool,
+    /// Why (not).
+    #[serde(default)]
+    pub sandbox_reason: String,
+    /// Whether errors of disks and file systems that the kernel reports become events.
+    #[serde(default)]
+    pub kernel_log: String,
+    /// What the disks tell of themselves (SMART), or why that is not known.
+    #[serde(default)]
+    pub disk_health: String,
     /// Processors of the host.
     pub cpus: u32,
     /// Memory of the host in bytes.

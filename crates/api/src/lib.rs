@@ -9,6 +9,7 @@ mod client;
 mod clone;
 mod disk;
 mod event;
+pub mod explain;
 mod host;
 mod plan;
 mod problem;
@@ -30,7 +31,7 @@ pub use disk::{
     DiskCheck, DiskFile, DiskFinding, DiskHolder, DiskLayer, DiskList, DiskMap, DiskMapQuery, DiskQuery,
     DiskRange, DiskStats, VmDisk,
 };
-pub use event::{Event, EventList, EventQuery, ObjectKind, ObjectRef};
+pub use event::{Change, Event, EventList, EventQuery, ObjectKind, ObjectRef, Severity};
 pub use host::{HostCapacity, HostInfo, HostPromise, LogLevel};
 pub use plan::{Plan, PlanStep};
 pub use problem::{Blocker, Problem, ProblemCode};

@@ -88,7 +88,7 @@ impl ProblemCode {
 
     /// One short sentence that is the same for every occurrence.
     #[must_use]
-    pub fn title(self) -> &'static str {
+    pub const fn title(self) -> &'static str {
         match self {
             Self::Invalid => "The request breaks a rule",
             Self::NotFound => "Not found",

@@ -24,6 +24,11 @@ impl Fail {
         Self { code: 2, message: message.into() }.into()
     }
 
+    /// 3: the named thing does not exist.
+    pub fn not_found(message: impl Into<String>) -> anyhow::Error {
+        Self { code: 3, message: message.into() }.into()
+    }
+
     /// 5: the state of things does not allow it.
     pub fn conflict(message: impl Into<String>) -> anyhow::Error {
         Self { code: 5, message: message.into() }.into()

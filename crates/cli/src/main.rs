@@ -59,6 +59,8 @@ enum Noun {
     /// What happened, who did it, and why
     #[command(subcommand)]
     Event(cmd::event::EventCommand),
+    /// What a code means, what usually causes it and what to do: ours and those of Windows
+    Explain(cmd::explain::ExplainArgs),
     /// This host
     #[command(subcommand)]
     Host(cmd::host::HostCommand),
@@ -72,6 +74,9 @@ enum Noun {
     /// Run one machine (started by the daemon)
     #[command(hide = true)]
     Worker(cmd::worker::WorkerArgs),
+    /// Shut a QEMU in (started by a worker)
+    #[command(hide = true)]
+    SandboxExec(cmd::sandbox_exec::SandboxExecArgs),
 }
 
 fn main() -> ExitCode {
@@ -94,10 +99,12 @@ fn main() -> ExitCode {
         Noun::Checkpoint(command) => command.run(&context),
         Noun::Task(command) => command.run(&context),
         Noun::Event(command) => command.run(&context),
+        Noun::Explain(args) => cmd::explain::run(&args, &context),
         Noun::Host(command) => command.run(&context),
         Noun::Daemon(args) => cmd::daemon::run(&args),
         Noun::Completions(args) => cmd::completions::run(&args, Cli::command()),
         Noun::Man(args) => cmd::man::run(&args, Cli::command()),
+        Noun::SandboxExec(args) => cmd::sandbox_exec::run(&args),
         Noun::Worker(args) => return cmd::worker::run(&args).unwrap_or_else(|error| exit::report(&error)),
     };
     match result {

@@ -2,6 +2,7 @@
 
 use crate::logging::{LogConfig, LogFormat};
 use backstay_model::{ByteSize, Cores, ParseSizeError};
+use backstay_worker::guard::GuardOptions;
 use backstay_worker::processors::{ControlPolicy, ProcessorSettings};
 use serde::Deserialize;
 use std::net::SocketAddr;
@@ -33,6 +34,8 @@ pub struct Config {
     pub metrics: MetricsConfig,
     /// Checkpoints.
     pub checkpoints: CheckpointConfig,
+    /// What is kept free on volumes with growing disks.
+    pub guard: GuardOptions,
 }
 
 /// The `[metrics]` section.
@@ -78,8 +81,33 @@ pub struct LimitsConfig {
 pub struct QemuConfig {
     /// The executable; searched in PATH when it has no slash. `BACKSTAY_QEMU`.
     pub executable: PathBuf,
-    /// The user that QEMU runs as; none: as the daemon.
+    /// The one user that QEMU runs as; none: each machine's QEMU as a user of its own from `uids`, if the daemon is root,
+    /// else as the daemon.
     pub user: Option<String>,
+    /// Numbers of users (and groups) that belong to nobody else on this host: first and last. A single 0 to 0: QEMU runs
+    /// as the daemon.
+    pub uids: (u32, u32),
+    /// Whether QEMU gets a view of the host of its own.
+    pub sandbox: SandboxMode,
+    /// Files and folders that QEMU may read in addition, for one that is not installed below `/usr`.
+    pub read_only: Vec<PathBuf>,
+}
+
+/// Users that no distribution and no other program gives away: above those of containers, below those that are
+/// reserved by systemd.
+const UIDS: (u32, u32) = (0x7000_0000, 0x7000_ffff);
+
+/// Whether QEMU gets a view of the host of its own.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum SandboxMode {
+    /// Where the daemon may make one.
+    #[default]
+    Auto,
+    /// Always: a machine is not started without.
+    On,
+    /// Never.
+    Off,
 }
 
 /// Settings that cannot be used.
@@ -141,6 +169,22 @@ pub enum ConfigError {
     /// A name that is no name of one folder.
     #[error("[processors] group is '{0}': give one name without slashes, for example backstay-vms")]
     Group(String),
+    /// Not an amount of space.
+    #[error(
+        "[guard] {key} is '{value}': give a size such as '200M' for min_free, 0 to 100 for min_free_percent"
+    )]
+    Guard {
+        /// The setting.
+        key: &'static str,
+        /// Its value.
+        value: String,
+    },
+    /// Not a range of users.
+    #[error(
+        "[qemu] uids is '{0}': give the first and the last of a range of user numbers that nobody else has, such as \
+         '1879048192-1879113727', or 'daemon' for QEMU to run as the daemon's user"
+    )]
+    Uids(String),
     /// A path that is not absolute.
     #[error("{key} is '{path}': give an absolute path")]
     Relative {
@@ -170,6 +214,8 @@ struct FileConfig {
     limits: FileLimits,
     #[serde(default)]
     processors: FileProcessors,
+    #[serde(default)]
+    guard: FileGuard,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -242,9 +288,21 @@ impl FileProcessors {
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
+struct FileGuard {
+    min_free: Option<String>,
+    min_free_percent: Option<f64>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
 struct FileQemu {
     executable: Option<PathBuf>,
     user: Option<String>,
+    uids: Option<String>,
+    #[serde(default)]
+    sandbox: SandboxMode,
+    #[serde(default)]
+    read_only: Vec<PathBuf>,
 }
 
 impl Config {
@@ -257,7 +315,14 @@ impl Config {
             socket: run_dir.join("backstay.sock"),
             run_dir,
             worker: None,
-            qemu: QemuConfig { executable: "qemu-system-x86_64".into(), user: None },
+            qemu: QemuConfig {
+                executable: "qemu-system-x86_64".into(),
+                user: None,
+                uids: UIDS,
+                sandbox: SandboxMode::default(),
+                read_only: Vec::new(),
+            },
+            guard: GuardOptions::default(),
             log: LogConfig::default(),
             metrics: MetricsConfig::default(),
             checkpoints: CheckpointConfig::default(),
@@ -301,12 +366,16 @@ impl Config {
                 executable: pick("BACKSTAY_QEMU", file.qemu.executable)
                     .unwrap_or_else(|| "qemu-system-x86_64".into()),
                 user: file.qemu.user,
+                uids: file.qemu.uids.as_deref().map_or(Ok(UIDS), uids)?,
+                sandbox: file.qemu.sandbox,
+                read_only: file.qemu.read_only,
             },
             log: log(file.log, &environment)?,
             metrics: MetricsConfig { listen: file.metrics.listen },
             checkpoints: file.checkpoints,
             limits: file.limits.check()?,
             processors: file.processors.check()?,
+            guard: guard(&file.guard)?,
         };
         if let Some(address) = config.metrics.listen.filter(|address| !address.ip().is_loopback()) {
             return Err(ConfigError::NotLoopback { address });
@@ -334,6 +403,45 @@ fn log(file: FileLog, environment: impl Fn(&str) -> Option<PathBuf>) -> Result<L
         None => file.format.unwrap_or(normal.format),
     };
     Ok(LogConfig { format, level: word("BACKSTAY_LOG").or(file.level).unwrap_or(normal.level) })
+}
+
+/// What is kept free; what is not said is as by default.
+fn guard(file: &FileGuard) -> Result<GuardOptions, ConfigError> {
+    let default = GuardOptions::default();
+    let min_free = match &file.min_free {
+        None => default.min_free,
+        Some(text) => match text.parse::<ByteSize>() {
+            Ok(size) => size.0,
+            Err(_) => return Err(ConfigError::Guard { key: "min_free", value: text.clone() }),
+        },
+    };
+    let min_free_of_10000 = match file.min_free_percent {
+        None => default.min_free_of_10000,
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "the range was checked: at most 10000"
+        )]
+        Some(percent) if (0.0..=100.0).contains(&percent) => (percent * 100.0).round() as u32,
+        Some(percent) => {
+            return Err(ConfigError::Guard { key: "min_free_percent", value: percent.to_string() });
+        }
+    };
+    Ok(GuardOptions { min_free, min_free_of_10000 })
+}
+
+/// Reads `1879048192-1879113727`, or `daemon`.
+fn uids(text: &str) -> Result<(u32, u32), ConfigError> {
+    let wrong = || ConfigError::Uids(text.to_owned());
+    if text == "daemon" {
+        return Ok((0, 0));
+    }
+    let (first, last) = text.split_once('-').ok_or_else(wrong)?;
+    let number = |text: &str| text.trim().parse::<u32>().map_err(|_| wrong());
+    match (number(first)?, number(last)?) {
+        (first, last) if first >= 1000 && last > first && last < u32::MAX => Ok((first, last)),
+        _ => Err(wrong()),
+    }
 }
 
 #[cfg(test)]
@@ -388,6 +496,31 @@ mod tests {
         ] {
             let error = read(text, &[]).unwrap_err().to_string();
             assert!(error.contains(word), "{error}");
+        }
+    }
+
+    #[test]
+    fn users_of_machines_are_a_range_or_the_daemons() {
+        let uids = |text: &str| read(&format!("[qemu]\nuids = '{text}'\nsandbox = 'on'\n"), &[]);
+        assert_eq!(uids("5000-6000").unwrap().qemu.uids, (5000, 6000));
+        assert_eq!(uids("daemon").unwrap().qemu.uids, (0, 0));
+        assert_eq!(read("", &[]).unwrap().qemu.uids, UIDS);
+        for bad in ["5000", "6000-5000", "0-70000", "a-b", ""] {
+            assert!(uids(bad).unwrap_err().to_string().contains("1879048192-1879113727"), "{bad}");
+        }
+    }
+
+    #[test]
+    fn what_is_kept_free_is_a_size_and_a_part() {
+        let config = read("[guard]\nmin_free = '1G'\nmin_free_percent = 0.25\n", &[]).unwrap();
+        assert_eq!(config.guard, GuardOptions { min_free: 1 << 30, min_free_of_10000: 25 });
+        assert_eq!(read("", &[]).unwrap().guard, GuardOptions::default());
+        assert_eq!(read("[guard]\nmin_free = '0'\n", &[]).unwrap().guard.min_free, 0);
+        for bad in ["min_free = 'much'", "min_free_percent = 101.0", "min_free_percent = -1.0"] {
+            assert!(
+                read(&format!("[guard]\n{bad}\n"), &[]).unwrap_err().to_string().contains("200M"),
+                "{bad}"
+            );
         }
     }
 

@@ -7,21 +7,32 @@ use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
-/// Makes a folder and the ones above it, durably. QEMU, as a user who owns nothing, goes through them to the sockets and
-/// the memory file of its machine; nobody else can list them.
+/// Makes a folder and the ones above it, durably, for the daemon's user alone. QEMU gets what it needs of it as open files.
 ///
 /// # Errors
 /// As the file system.
 pub fn create_folder(path: &Path) -> io::Result<()> {
+    create_with(path, 0o700)
+}
+
+/// Makes a folder below which sockets lie: others may pass through to those they are given, and list nothing.
+///
+/// # Errors
+/// As the file system.
+pub fn create_passage(path: &Path) -> io::Result<()> {
+    create_with(path, 0o711)
+}
+
+fn create_with(path: &Path, mode: u32) -> io::Result<()> {
     if path.is_dir() {
         return Ok(());
     }
     if let Some(above) = path.parent() {
-        create_folder(above)?;
+        create_with(above, mode)?;
     }
     match std::fs::create_dir(path) {
         Ok(()) => {
-            std::fs::set_permissions(path, Permissions::from_mode(0o711))?;
+            std::fs::set_permissions(path, Permissions::from_mode(mode))?;
             sync_folder_of(path)
         }
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),

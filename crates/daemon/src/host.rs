@@ -1,26 +1,39 @@
 //! What this host is and can do.
 
-use crate::config::QemuConfig;
+use crate::config::{QemuConfig, SandboxMode};
 use crate::failure::Failure;
 use crate::inventory::blocking;
+use crate::qemu_user::{QemuUser, sandbox};
 use backstay_api::{HostCapacity, HostInfo, ProblemCode};
 use backstay_model::{AccelPolicy, VirtualHardware};
 use backstay_qemu::accel::{self, Choice};
 use backstay_qemu::version::{self, Version};
+use backstay_worker::sandbox::SandboxOptions;
 use jiff::Timestamp;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 use tokio::sync::OnceCell;
 
 /// Facts that stay while the daemon runs are looked up once.
 #[derive(Debug)]
 pub struct Host {
     qemu: PathBuf,
-    user: Option<(String, u32, u32)>,
+    user: QemuUser,
+    sandbox_mode: SandboxMode,
+    read_only: Vec<PathBuf>,
     probe_cache: PathBuf,
     accel: OnceCell<accel::HostFacts>,
+    watched: Mutex<Watched>,
     started: Timestamp,
     boot_id: String,
+}
+
+/// What is known of how the host's storage is watched.
+#[derive(Clone, Debug, Default)]
+struct Watched {
+    kernel_log: String,
+    disk_health: String,
 }
 
 impl Host {
@@ -29,21 +42,16 @@ impl Host {
     /// # Errors
     /// `invalid` when the user does not exist.
     pub fn new(qemu: &QemuConfig, state_dir: &Path) -> Result<Self, Failure> {
-        let user = match &qemu.user {
-            None => None,
-            Some(name) => {
-                let (uid, gid) = user_ids(name).ok_or_else(|| {
-                    Failure::invalid(format!("[qemu] user is '{name}': there is no such user on this host"))
-                })?;
-                Some((name.clone(), uid, gid))
-            }
-        };
+        let user = QemuUser::new(qemu, rustix::process::geteuid().is_root())?;
         let boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
         Ok(Self {
             qemu: qemu.executable.clone(),
             user,
+            sandbox_mode: qemu.sandbox,
+            read_only: qemu.read_only.clone(),
             probe_cache: state_dir.join("accelerator.json"),
             accel: OnceCell::new(),
+            watched: Mutex::default(),
             started: Timestamp::now(),
             boot_id: boot_id.trim().into(),
         })
@@ -55,16 +63,44 @@ impl Host {
         &self.qemu
     }
 
-    /// User and group that QEMU runs as.
+    /// Whom QEMU runs as.
     #[must_use]
-    pub fn qemu_ids(&self) -> Option<(u32, u32)> {
-        self.user.as_ref().map(|(_, uid, gid)| (*uid, *gid))
+    pub fn qemu_user(&self) -> &QemuUser {
+        &self.user
+    }
+
+    /// How QEMU is shut in; none: it sees what its user may see.
+    ///
+    /// # Errors
+    /// `precondition` when it has to be and cannot.
+    pub fn sandbox(&self) -> Result<Option<SandboxOptions>, Failure> {
+        match (sandbox(self.sandbox_mode), self.sandbox_mode) {
+            ((true, _), _) => Ok(Some(SandboxOptions { read_only: self.read_only.clone() })),
+            ((false, reason), SandboxMode::On) => {
+                Err(Failure::precondition(format!("[qemu] sandbox is 'on' and cannot be had: {reason}")))
+            }
+            ((false, _), _) => Ok(None),
+        }
     }
 
     /// Changes with every boot of the host.
     #[must_use]
     pub fn boot_id(&self) -> &str {
         &self.boot_id
+    }
+
+    fn watched(&self) -> std::sync::MutexGuard<'_, Watched> {
+        self.watched.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    /// Says whether the kernel's messages are followed.
+    pub fn set_kernel_log(&self, words: String) {
+        self.watched().kernel_log = words;
+    }
+
+    /// Says what the disks tell of themselves.
+    pub fn set_disk_health(&self, words: String) {
+        self.watched().disk_health = words;
     }
 
     /// QEMU's version; asked each time, because packages are upgraded while the daemon runs.
@@ -100,7 +136,7 @@ impl Host {
     pub async fn accelerator(&self, policy: AccelPolicy) -> Result<Choice, Failure> {
         let facts =
             self.accel.get_or_init(|| async { accel::host_facts(&self.qemu, &self.probe_cache).await }).await;
-        accel::choose(policy, &facts.for_user(self.qemu_ids()))
+        accel::choose(policy, &facts.for_user(self.user.example()))
             .map_err(|refusal| Failure::precondition(refusal.to_string()))
     }
 
@@ -108,7 +144,8 @@ impl Host {
     #[must_use]
     pub fn userfaultfd(&self) -> (bool, String) {
         let ids = self
-            .qemu_ids()
+            .user
+            .example()
             .or_else(|| Some((rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw())));
         let (uid, gid) = ids.unwrap_or((0, 0));
         if uid == 0 {
@@ -121,7 +158,8 @@ impl Host {
             Ok(node) => {
                 let mode = node.mode();
                 let may = (node.uid() == uid && mode & 0o600 == 0o600)
-                    || (node.gid() == gid && mode & 0o060 == 0o060)
+                    || ((node.gid() == gid || self.user.groups().contains(&node.gid()))
+                        && mode & 0o060 == 0o060)
                     || mode & 0o006 == 0o006;
                 if may {
                     (true, "QEMU's user may open /dev/userfaultfd".into())
@@ -153,6 +191,11 @@ impl Host {
             warnings
                 .push(format!("checkpoints pause running machines for longer: {background_snapshot_reason}"));
         }
+        let (sandbox, sandbox_reason) = sandbox(self.sandbox_mode);
+        if !sandbox && rustix::process::geteuid().is_root() {
+            warnings.push(format!("QEMU has no view of the host of its own: {sandbox_reason}"));
+        }
+        let watched = self.watched().clone();
         let qemu_reason = version.as_ref().err().map(Failure::full_message);
         warnings.extend(qemu_reason.clone());
         HostInfo {
@@ -167,6 +210,10 @@ impl Host {
             accelerator_reason,
             background_snapshot,
             background_snapshot_reason,
+            sandbox,
+            sandbox_reason,
+            kernel_log: watched.kernel_log,
+            disk_health: watched.disk_health,
             cpus: std::thread::available_parallelism().map_or(0, |n| u32::try_from(n.get()).unwrap_or(0)),
             memory_bytes: memory.total,
             memory_available_bytes: memory.available,
@@ -183,7 +230,7 @@ impl Host {
 }
 
 /// User and group id of a local user, by name or number.
-fn user_ids(name: &str) -> Option<(u32, u32)> {
+pub(crate) fn user_ids(name: &str) -> Option<(u32, u32)> {
     passwd(|fields| fields.first() == Some(&name) || fields.get(2) == Some(&name))
         .and_then(|fields| Some((fields.get(2)?.parse().ok()?, fields.get(3)?.parse().ok()?)))
 }

@@ -8,6 +8,7 @@ use crate::failure::Failure;
 use crate::host::Host;
 use crate::http;
 use crate::inventory::Inventory;
+use crate::kernel::{watch_disks, watch_log};
 use crate::notify;
 use crate::store::{Store, StoreError};
 use crate::tasks::TaskEngine;
@@ -103,9 +104,9 @@ pub async fn run_until(
     stop: impl Future<Output = ()> + Send + 'static,
 ) -> Result<(), RunError> {
     check_run_dir(&config).map_err(RunError::Setup)?;
-    for folder in [&config.state_dir, &config.run_dir.join(RUNS)] {
-        durable::create_folder(folder).map_err(file("making", folder))?;
-    }
+    let runs = config.run_dir.join(RUNS);
+    durable::create_folder(&config.state_dir).map_err(file("making", &config.state_dir))?;
+    durable::create_passage(&runs).map_err(file("making", &runs))?;
     let _lock = lock(&config.state_dir)?;
     let listener = listen(&config.socket)?;
     let app = assemble(config).map_err(RunError::Setup)?;
@@ -115,6 +116,8 @@ pub async fn run_until(
     let reason = format!("version {} started as process {}", env!("CARGO_PKG_VERSION"), std::process::id());
     app.events.host(happening("daemon.started", reason)).await;
     serve_metrics(&app).await?;
+    watch_log(&app);
+    watch_disks(&app);
     tracing::info!(socket = %app.config.socket.display(), "listening");
     notify::watch(&app.config.socket);
     notify::ready(app.inventory.all().len());
@@ -236,7 +239,7 @@ fn lock(folder: &Path) -> Result<File, RunError> {
 /// Listens on the socket. A file that a former daemon left is replaced: the state folder's lock says that it is dead.
 fn listen(socket: &Path) -> Result<UnixListener, RunError> {
     if let Some(folder) = socket.parent() {
-        durable::create_folder(folder).map_err(file("making", folder))?;
+        durable::create_passage(folder).map_err(file("making", folder))?;
     }
     if std::os::unix::net::UnixStream::connect(socket).is_ok() {
         let other =

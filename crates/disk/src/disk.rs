@@ -54,6 +54,14 @@ pub struct LayerInfo {
     pub allocated_blocks: u32,
 }
 
+impl LayerInfo {
+    /// Writes make its file longer: a dynamic or differencing disk.
+    #[must_use]
+    pub fn grows(&self) -> bool {
+        self.image.as_ref().is_some_and(|image| image.disk_type != backstay_vhd::DiskType::Fixed)
+    }
+}
+
 /// Why a disk could not be closed.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]

@@ -85,6 +85,8 @@ pub struct Lifecycle {
     saving: bool,
     /// A disk request failed; kept until the guest has settled.
     stalled: bool,
+    /// The worker holds the guest, and why: its files must not grow.
+    hold: Option<String>,
     connected: bool,
     /// Nothing was heard from QEMU since the last `query-status` was sent, so that its answer is news.
     asked: bool,
@@ -118,6 +120,7 @@ impl Lifecycle {
             held: false,
             saving: false,
             stalled: false,
+            hold: None,
             connected: false,
             asked: false,
             restarts,
@@ -139,6 +142,11 @@ impl Lifecycle {
     #[must_use]
     pub fn wants_to_run(&self) -> bool {
         self.wants_to_run
+    }
+
+    /// Whether it is to run and nothing holds it.
+    fn should_run(&self) -> bool {
+        self.wants_to_run && self.hold.is_none()
     }
 
     /// Whether the guest executes, as far as QEMU has told.
@@ -219,6 +227,7 @@ impl Turn<'_> {
             }
             Event::SaveEnd { saved } if self.life.saving => self.save_ended(saved),
             Event::SaveBegin | Event::SaveEnd { .. } => {}
+            Event::Hold { reason } => self.hold(reason),
             Event::Tick => self.tick(),
         }
     }
@@ -232,10 +241,10 @@ impl Turn<'_> {
         self.life.running = false;
         // A user may have paused it meanwhile.
         self.life.wants_to_run &= run;
-        if self.life.wants_to_run {
+        if self.life.should_run() {
             self.send(Command::Cont);
         }
-        self.reason = "started".to_owned();
+        self.reason = self.life.hold.clone().unwrap_or_else(|| "started".to_owned());
     }
 
     fn adopted(&mut self, status: &RunState, paused_by_user: bool) {
@@ -244,7 +253,7 @@ impl Turn<'_> {
         self.life.wants_to_run &= !paused_by_user;
         self.reason = "taken over from a former worker".to_owned();
         self.take(status);
-        if self.life.wants_to_run && !self.life.running && !self.life.stalled {
+        if self.life.should_run() && !self.life.running && !self.life.stalled {
             // A worker that died inside a checkpoint, or before it could continue a started guest.
             self.send(Command::Cont);
         }
@@ -275,6 +284,8 @@ impl Turn<'_> {
         self.life.settled_at = None;
         if !self.life.wants_to_run {
             self.reason = "paused on request".to_owned();
+        } else if let Some(why) = &self.life.hold {
+            self.reason.clone_from(why);
         } else if self.life.phase == Phase::Live && !self.life.held && !self.life.stalled {
             // Ours that came late, somebody else's, or a fault: only QEMU knows.
             self.ask();
@@ -295,7 +306,7 @@ impl Turn<'_> {
         if self.life.phase != Phase::Live || self.life.held {
             return;
         }
-        if !self.life.wants_to_run {
+        if !self.life.should_run() {
             // A `cont` from before the pause, or somebody else's: the user's word counts.
             self.send(Command::Stop);
         } else if self.life.stalled {
@@ -391,7 +402,7 @@ impl Turn<'_> {
                 self.life.wants_to_run = true;
                 self.reason = "resumed on request".to_owned();
                 // Also while it runs: a `stop` may be on its way.
-                if live && !self.life.held {
+                if live && !self.life.held && self.life.hold.is_none() {
                     self.send(Command::Cont);
                 }
             }
@@ -407,6 +418,22 @@ impl Turn<'_> {
             }
             UserRequest::TurnOff => self.turn_off(),
             UserRequest::Reset | UserRequest::Shutdown => {}
+        }
+    }
+
+    /// The worker holds the guest or lets it go.
+    fn hold(&mut self, why: Option<String>) {
+        let released = self.life.hold.is_some() && why.is_none();
+        self.life.hold = why;
+        let free = self.life.phase == Phase::Live && !self.life.held;
+        if let Some(why) = &self.life.hold {
+            self.reason.clone_from(why);
+            if free && self.life.running && self.life.wants_to_run {
+                self.send(Command::Stop);
+            }
+        } else if released && free && self.life.wants_to_run && !self.life.running {
+            self.reason = "nothing holds it any more".to_owned();
+            self.send(Command::Cont);
         }
     }
 
@@ -478,9 +505,9 @@ impl Turn<'_> {
     /// Nothing that was known about a QEMU holds for the next one. A pause does not survive either: the memory that
     /// it kept is gone.
     fn forget_process(&mut self) {
-        let (policy, shown) = (self.life.policy, self.life.shown);
+        let (policy, shown, hold) = (self.life.policy, self.life.shown, self.life.hold.take());
         let restarts = std::mem::take(&mut self.life.restarts);
-        *self.life = Lifecycle { shown, ..Lifecycle::new(policy, restarts) };
+        *self.life = Lifecycle { shown, hold, ..Lifecycle::new(policy, restarts) };
     }
 
     fn restart_when_due(&mut self) {
@@ -513,7 +540,7 @@ impl Turn<'_> {
             self.effects.push(Effect::StorageRecovered);
         }
         if due(&mut self.life.enforce_at) {
-            self.send(if self.life.wants_to_run { Command::Cont } else { Command::Stop });
+            self.send(if self.life.should_run() { Command::Cont } else { Command::Stop });
             // QEMU says nothing about a command that changes nothing.
             self.ask();
         }
@@ -537,7 +564,7 @@ impl Turn<'_> {
             (life.held, life.saving) = (false, false);
             (life.enforce_at, life.settled_at, life.reconnect_at) = (None, None, None);
             life.give_up_shutdown_at = None;
-        } else if life.held || !life.connected || life.wants_to_run == life.running {
+        } else if life.held || !life.connected || life.should_run() == life.running {
             life.enforce_at = None;
         } else {
             life.enforce_at = life.enforce_at.or(Some(self.now + CONT_EVERY));
@@ -569,7 +596,7 @@ impl Turn<'_> {
             Phase::Ended(state) => state,
             Phase::Live if life.saving => VmState::Saving,
             Phase::Live if life.held => life.shown,
-            Phase::Live => match (life.stalled, life.wants_to_run, life.running) {
+            Phase::Live => match (life.stalled || life.hold.is_some(), life.wants_to_run, life.running) {
                 (_, false, false) => VmState::Paused,
                 (true, true, _) => VmState::PausedCritical,
                 (_, true, true) if life.give_up_shutdown_at.is_some() => VmState::Stopping,

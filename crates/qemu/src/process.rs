@@ -40,6 +40,10 @@ pub struct Spawn {
     /// User and group that QEMU runs as; none: as this process. The group is the one that may open `/dev/userfaultfd` and
     /// the sockets of the run folder. All other groups are given up except the one that may open `/dev/kvm`.
     pub uid_gid: Option<(u32, u32)>,
+    /// Groups it gets in addition, for devices; only with `uid_gid`.
+    pub groups: Vec<u32>,
+    /// Put before all that: a command that becomes the one behind it, in a view of its own.
+    pub launcher: Vec<String>,
 }
 
 /// QEMU could not be started.
@@ -113,8 +117,10 @@ impl QemuProcess {
         let start = |source| SpawnError::Start { qemu: spawn.qemu.clone(), source };
         let log_too = log.try_clone().map_err(start)?;
         let mut command = Command::new(SETSID);
+        command.args(&spawn.launcher);
         if let Some((uid, gid)) = spawn.uid_gid {
-            command.arg(SETPRIV).args(become_user(uid, gid, device_group(Path::new(KVM))));
+            let groups: Vec<u32> = spawn.groups.iter().copied().chain(device_group(Path::new(KVM))).collect();
+            command.arg(SETPRIV).args(become_user(uid, gid, &groups));
         }
         command.arg(&spawn.qemu).args(&spawn.args);
         command.stdin(Stdio::null()).stdout(log_too).stderr(log).current_dir("/");
@@ -214,10 +220,15 @@ impl QemuProcess {
     }
 }
 
-/// Options of `setpriv`. Capabilities go with the change of the user.
-fn become_user(uid: u32, gid: u32, more: Option<u32>) -> Vec<String> {
+/// Options of `setpriv`. Capabilities go with the change of the user, and nothing brings them back.
+fn become_user(uid: u32, gid: u32, groups: &[u32]) -> Vec<String> {
     let mut options = vec![format!("--reuid={uid}"), format!("--regid={gid}")];
-    options.push(more.map_or_else(|| "--clear-groups".into(), |more| format!("--groups={more}")));
+    let groups: Vec<String> = groups.iter().map(ToString::to_string).collect();
+    options.push(match groups.as_slice() {
+        [] => "--clear-groups".into(),
+        groups => format!("--groups={}", groups.join(",")),
+    });
+    options.extend(["--no-new-privs", "--inh-caps=-all", "--bounding-set=-all"].map(str::to_owned));
     options
 }
 
@@ -286,7 +297,7 @@ mod tests {
     /// As QEMU is started: the same pid, the user, the groups, and no capability left.
     #[test]
     fn another_user_gets_just_its_groups() {
-        let shown = |more| {
+        let shown = |more: &[u32]| {
             let output = Command::new(SETSID)
                 .arg(SETPRIV)
                 .args(become_user(65534, 65533, more))
@@ -295,7 +306,7 @@ mod tests {
                 .unwrap();
             output.status.success().then(|| String::from_utf8(output.stdout).unwrap())
         };
-        let Some(status) = shown(Some(4242)) else {
+        let Some(status) = shown(&[4242, 4243]) else {
             return println!("skipped: becoming another user needs root");
         };
         let field = |status: &str, name: &str| -> Vec<String> {
@@ -304,8 +315,10 @@ mod tests {
         };
         assert_eq!(field(&status, "Uid:"), ["65534"; 4]);
         assert_eq!(field(&status, "Gid:"), ["65533"; 4]);
-        assert_eq!(field(&status, "Groups:"), ["4242"]);
+        assert_eq!(field(&status, "Groups:"), ["4242", "4243"]);
+        assert_eq!(field(&status, "NoNewPrivs:"), ["1"]);
+        assert_eq!(field(&status, "CapBnd:"), ["0000000000000000"]);
         assert_eq!(field(&status, "CapPrm:"), ["0000000000000000"]);
-        assert!(field(&shown(None).unwrap(), "Groups:").is_empty());
+        assert!(field(&shown(&[]).unwrap(), "Groups:").is_empty());
     }
 }

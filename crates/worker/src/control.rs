@@ -4,7 +4,9 @@
 //! between once [`Request::Subscribe`] was sent. The worker accepts any number of connections. A newer daemon must be
 //! able to talk to an older worker: fields are only added, with defaults, and unknown fields are ignored.
 
+use crate::guard::GuardOptions;
 use crate::processors::{ProcessorOrder, ProcessorSettings};
+use crate::sandbox::SandboxOptions;
 use backstay_model::{CheckpointId, DriveSlot, MemoryMethod, VmSpec, VmState};
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
@@ -470,6 +472,16 @@ pub enum WorkerEvent {
     },
     /// The guest runs again after [`WorkerEvent::StorageStalled`].
     StorageRecovered,
+    /// A volume on which the machine's files grow is nearly full: the guest was paused before it could see an error.
+    SpaceLow {
+        /// Which, and how much.
+        reason: String,
+    },
+    /// There is room again and the guest goes on.
+    SpaceBack {
+        /// Which, and how much.
+        reason: String,
+    },
     /// A checkpoint ended.
     CheckpointFinished {
         /// Which.
@@ -522,6 +534,15 @@ pub struct LaunchRecord {
     /// The weight that follows from the reserves of all machines at the start; the machine's own unless given.
     #[serde(default)]
     pub cpu_weight: Option<u32>,
+    /// Groups QEMU gets in addition, for devices.
+    #[serde(default)]
+    pub qemu_groups: Vec<u32>,
+    /// QEMU gets a view of the host of its own; none: it sees what its user may see.
+    #[serde(default)]
+    pub sandbox: Option<SandboxOptions>,
+    /// What is kept free on the volumes that its files grow on.
+    #[serde(default)]
+    pub guard: GuardOptions,
 }
 
 /// A saved memory state.

@@ -183,6 +183,18 @@ impl DiskSet {
         self.hard_disks().map(|drive| (drive.slot, drive.top().clone())).collect()
     }
 
+    /// Files that take more space when the guest writes: all but those of fixed size that have all of it already.
+    #[must_use]
+    pub fn growing(&self) -> Vec<PathBuf> {
+        use std::os::unix::fs::MetadataExt;
+        let whole = |drive: &Drive, path: &Path| {
+            let flat = drive.disk.chain().first().is_some_and(|layer| !layer.grows());
+            flat && std::fs::metadata(path).is_ok_and(|file| file.blocks() * 512 >= file.len())
+        };
+        let tops = self.hard_disks().map(|drive| (drive, drive.top().clone()));
+        tops.filter(|(drive, path)| !whole(drive, path)).map(|(_, path)| path).collect()
+    }
+
     /// The disks' files as they belong to a checkpoint: those a step made read-only, else the tops (for a save).
     #[must_use]
     pub fn at_checkpoint(&self, switches: &[LayerSwitch]) -> Vec<CheckpointDisk> {

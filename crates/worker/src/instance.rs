@@ -30,6 +30,9 @@ pub struct Instance {
     /// What the processors get, where it has changed since the launch.
     #[serde(default)]
     pub processors: Option<ProcessorOrder>,
+    /// The guest stands still because a volume is nearly full.
+    #[serde(default)]
+    pub low_space: bool,
 }
 
 /// Reads the record.

@@ -89,6 +89,25 @@ impl RunDir {
     }
 }
 
+/// Gives QEMU's user what a QEMU of another user left in the run folder: an earlier run, or an earlier release. Its sockets
+/// are removed, because the sticky bit keeps others from replacing them.
+///
+/// # Errors
+/// As the file system.
+pub fn hand_to_qemu(run: &RunPaths, uid_gid: Option<(u32, u32)>) -> io::Result<()> {
+    let Some((uid, gid)) = uid_gid else { return Ok(()) };
+    for socket in [run.qmp(), run.qmp_debug(), run.serial(), run.vnc()] {
+        crate::durable::remove(&socket)?;
+    }
+    for file in [run.trace_log(), run.serial_log(), run.pid(), run.dir().join("screen.png")] {
+        match std::os::unix::fs::lchown(&file, Some(uid), Some(gid)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
 /// From now on new files are for user and group only.
 pub fn restrict_new_files() {
     rustix::process::umask(Mode::from_raw_mode(0o007));

@@ -6,7 +6,8 @@ use crate::checkpoint::descriptor::{
 use crate::checkpoint::{hardware, qmp as migration, stream};
 use crate::control::{LaunchRecord, RestoreFrom};
 use crate::durable;
-use crate::run_dir::RunDir;
+use crate::run_dir::{RunDir, hand_to_qemu};
+use crate::sandbox::View;
 use backstay_qemu::accel::Choice;
 use backstay_qemu::argv::{self, ArgvError, Begin, LaunchFacts};
 use backstay_qemu::process::{QemuProcess, Spawn, SpawnError};
@@ -47,6 +48,15 @@ pub enum StartError {
     /// The configuration does not work here.
     #[error("the machine cannot run as it is configured")]
     Argv(#[source] ArgvError),
+    /// What a former QEMU left is in the way.
+    #[error("the run folder {path} cannot be given to QEMU's user")]
+    RunFolder {
+        /// The folder.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
     /// No process.
     #[error("QEMU could not be started")]
     Spawn(#[source] SpawnError),
@@ -126,7 +136,15 @@ pub async fn start(
     let mut facts = LaunchFacts::new(accel.accel);
     facts.begin = if descriptor.is_some() { Begin::Incoming } else { Begin::Boot };
     let line = argv::command_line(&record.spec, run, &facts).map_err(StartError::Argv)?;
-    let spawn = Spawn { qemu: record.qemu.clone(), args: line.args, uid_gid: record.qemu_uid_gid };
+    hand_to_qemu(run, record.qemu_uid_gid)
+        .map_err(|source| StartError::RunFolder { path: run.dir().into(), source })?;
+    let spawn = Spawn {
+        qemu: record.qemu.clone(),
+        args: line.args,
+        uid_gid: record.qemu_uid_gid,
+        groups: record.qemu_groups.clone(),
+        launcher: launcher(run, record),
+    };
     let process = Arc::new(QemuProcess::spawn(run, &spawn).map_err(StartError::Spawn)?);
     let bring_up = async {
         let qmp = Qmp::connect(&run.qmp(), READY).await.map_err(StartError::Qmp)?;
@@ -161,6 +179,24 @@ pub async fn start(
             Err(error)
         }
     }
+}
+
+/// What shuts QEMU in.
+fn launcher(run: &RunDir, record: &LaunchRecord) -> Vec<String> {
+    let Some(options) = &record.sandbox else { return Vec::new() };
+    // By number: an upgrade may have replaced the file that this process was started from.
+    let program = format!("/proc/{}/exe", std::process::id());
+    View::plan(&record.spec, run, &found_in_path(&record.qemu), options).launcher(&program)
+}
+
+/// Where an executable is that is named without a folder.
+fn found_in_path(program: &Path) -> PathBuf {
+    if program.components().count() > 1 {
+        return program.into();
+    }
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let found = std::env::split_paths(&path).map(|folder| folder.join(program)).find(|file| file.is_file());
+    found.unwrap_or_else(|| program.into())
 }
 
 async fn wished(cancel: &mut watch::Receiver<bool>) {
@@ -215,13 +251,18 @@ async fn load(
     };
     let uri = match descriptor.stream {
         StreamFormat::Zstd => format!("unix:{}", run.stream().display()),
-        StreamFormat::MappedRam => format!("file:{}", from.memory_file.display()),
+        StreamFormat::MappedRam => {
+            let memory = std::fs::File::open(&from.memory_file)
+                .map_err(|source| StartError::Memory { path: from.memory_file.clone(), source })?;
+            migration::hand_over(qmp, memory).await.map_err(StartError::Load)?
+        }
     };
     let loaded = async {
         qmp.migrate_incoming(&uri).await?;
         qmp.wait_loaded().await
     };
     loaded.await.map_err(StartError::Load)?;
+    migration::take_back(qmp).await;
     if let Some(feeder) = feeder {
         let fed = feeder.await.unwrap_or_else(|panic| Err(io::Error::other(panic)));
         fed.map_err(|source| StartError::Memory { path: from.memory_file.clone(), source })?;

@@ -5,6 +5,7 @@ mod fixtures;
 mod guest;
 mod host;
 mod package;
+mod previous;
 mod tidy;
 
 use anyhow::{Context, Result};
@@ -18,6 +19,7 @@ usage: cargo run -p xtask -- COMMAND
   guest      build the test guests into target/guest (exit code 3: no Linux guest, its packages cannot be had)
   microguest build only the small one, which needs no packages
   fixtures   unpack the disk images that came from other systems into target/fixtures
+  previous   build the previous release into target/previous, for the tests of upgrades
   run        start a daemon with the demo guest on this machine
   stop       end what `run` started
   package    make the Debian package from target/release/backstay (`package dev`: from target/debug, for tests)
@@ -35,6 +37,7 @@ fn main() -> ExitCode {
         }
         "microguest" => guest::micro().map(|()| ExitCode::SUCCESS),
         "fixtures" => fixtures::run().map(|()| ExitCode::SUCCESS),
+        "previous" => previous::run().map(|()| ExitCode::SUCCESS),
         "run" => host::run().map(|()| ExitCode::SUCCESS),
         "stop" => host::stop().map(|()| ExitCode::SUCCESS),
         "package" => {

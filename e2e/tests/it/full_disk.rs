@@ -25,12 +25,13 @@ impl Small {
         None
     }
 
+    /// Where it is mounted.
     pub(crate) fn path(&self) -> &Path {
         self.at.path()
     }
 
     /// Fills it up but for a little that the database needs; removing the returned file makes room again.
-    fn fill(&self) -> PathBuf {
+    pub(crate) fn fill(&self) -> PathBuf {
         let filler = self.at.path().join("filler");
         let _ = Command::new("dd")
             .arg("if=/dev/zero")
@@ -48,7 +49,7 @@ impl Drop for Small {
     }
 }
 
-fn create(host: &Host, place: &Path) {
+pub(crate) fn create(host: &Host, place: &Path) {
     let disk = place.join("m.vhd");
     let (from, to) = (microguest_image(), disk.to_str().unwrap().to_owned());
     host.ok(&["disk", "convert", from.to_str().unwrap(), &to, "--type", "dynamic", "--format", "vhd"]);
@@ -59,11 +60,16 @@ fn create(host: &Host, place: &Path) {
     host.ok(&["vm", "start", "m"]);
 }
 
+/// A host whose guard does not keep the volume from filling up, as when something fills it in an instant.
+fn unguarded(small: &Small) -> Host {
+    let settings = "[guard]\nmin_free = '0'\nmin_free_percent = 0.0\n".into();
+    Host::with(&HostOptions { state: Some(small.path().join("state")), settings, ..HostOptions::default() })
+}
+
 #[test]
 fn a_guest_waits_for_room_and_never_sees_an_error() {
     let Some(small) = Small::mount("24m") else { return };
-    let host =
-        Host::with(&HostOptions { state: Some(small.at.path().join("state")), ..HostOptions::default() });
+    let host = unguarded(&small);
     create(&host, small.at.path());
     let (mut guest, _) = Micro::booting(&host.console("m"));
     guest.write(0x81, 0, 0x31).unwrap();
@@ -94,8 +100,7 @@ fn a_guest_waits_for_room_and_never_sees_an_error() {
 #[test]
 fn a_checkpoint_without_room_leaves_the_machine_as_it_was() {
     let Some(small) = Small::mount("40m") else { return };
-    let host =
-        Host::with(&HostOptions { state: Some(small.at.path().join("state")), ..HostOptions::default() });
+    let host = unguarded(&small);
     create(&host, small.at.path());
     let (mut guest, _) = Micro::booting(&host.console("m"));
     guest.write(FIRST, 0x100, 0x31).unwrap();
@@ -116,4 +121,39 @@ fn a_checkpoint_without_room_leaves_the_machine_as_it_was() {
     guest.expect(FIRST, 0x100, 0x31);
     guest.expect(FIRST, 0x101, 0x32);
     drop(host);
+}
+
+/// Records of acknowledged writes lie on a file system of their own, in memory: that it is full is no error for the guest
+/// either.
+#[test]
+fn a_guest_waits_for_room_for_the_records_of_its_writes() {
+    let root = fs::read_to_string("/proc/self/status").is_ok_and(|status| status.contains("\nUid:\t0\t"));
+    if !root {
+        return println!("skipped: a file system of its own needs root");
+    }
+    let settings = "[guard]\nmin_free = '0'\nmin_free_percent = 0.0\n".into();
+    let host = Host::with(&HostOptions { shadow: Some("1m".into()), settings, ..HostOptions::default() });
+    create(&host, host.folder());
+    let (mut guest, _) = Micro::booting(&host.console("m"));
+    // Only a differencing disk has records: which sectors of a block are its own.
+    host.ok(&["checkpoint", "create", "m", "c"]);
+    guest.write(0x81, 0, 0x31).unwrap();
+    let filler = host.shadow().join("filler");
+    let _ =
+        Command::new("dd").arg("if=/dev/zero").arg(format!("of={}", filler.display())).arg("bs=4k").output();
+    let socket = host.console("m");
+    let writer = std::thread::spawn(move || {
+        let mut guest = Micro::attach(&socket).unwrap();
+        for block in 1..30_u32 {
+            guest.write(0x81, block * 4096 + block, 0x32).unwrap();
+        }
+    });
+    wait_for("the guest to be paused", || (host.state_of("m") == "paused-critical").then_some(()));
+    fs::remove_file(filler).unwrap();
+    writer.join().expect("the guest saw no error");
+    host.wait_state("m", "running");
+    let mut guest = Micro::attach(&host.console("m")).unwrap();
+    for block in 1..30_u32 {
+        guest.expect(0x81, block * 4096 + block, 0x32);
+    }
 }

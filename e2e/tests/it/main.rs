@@ -7,20 +7,26 @@ mod bad_input;
 mod cancel;
 mod checkpoint;
 mod clone;
+mod events;
 mod full_disk;
 mod held_disks;
+mod kernel_log;
 mod kill_checkpoint;
 mod kill_daemon;
 mod kill_qemu;
 mod kill_worker;
 mod life;
 mod linux;
+mod low_space;
 mod metrics;
 mod package;
 mod processors;
+mod sandbox;
+mod storage_loss;
 mod tree;
 mod tree_random;
 mod unprivileged;
+mod upgrade;
 
 /// The first disk, as the BIOS numbers them.
 const FIRST: u8 = 0x80;

@@ -2,7 +2,7 @@
 
 use crate::support::{Answer, FakeDaemon, err, guid, out, task, vm};
 use serde_json::{Value, json};
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::process::Stdio;
 
 fn web() -> FakeDaemon {
@@ -245,20 +245,32 @@ fn events_are_followed_line_by_line() {
         if !request.line.starts_with("GET /events/follow") {
             return Answer::Json(200, json!({"items": [event(1)], "next": 1}));
         }
-        let data = event(2);
+        // Each stream ends as that of a daemon that is replaced: the next one goes on.
+        let after = request.line.split("after=").nth(1).unwrap();
+        let next: u64 = after.chars().take_while(char::is_ascii_digit).collect::<String>().parse().unwrap();
+        let data = event(next + 1);
         Answer::Raw(Box::new(move |mut stream| {
             let head = "HTTP/1.1 200 X\r\nContent-Type: text/event-stream\r\nConnection: close\r\n\r\n";
-            stream.write_all(format!("{head}: hello\n\nid: 2\ndata: {data}\n\n").as_bytes()).unwrap();
+            // The command may have gone already.
+            let _ = stream.write_all(format!("{head}: hello\n\nid: 2\ndata: {data}\n\n").as_bytes());
         }))
     });
-    let output = daemon.run(&["event", "list", "--follow", "-o", "json"]);
-    assert_eq!(output.status.code(), Some(0), "{}", err(&output));
-    let numbers: Vec<u64> = out(&output)
-        .lines()
-        .map(|line| serde_json::from_str::<Value>(line).unwrap()["seq"].as_u64().unwrap())
+    let mut child = daemon
+        .command(&["event", "list", "--follow", "-o", "json", "--type", "vm", "--severity", "warning"])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    let numbers: Vec<u64> = lines
+        .map(|line| serde_json::from_str::<Value>(&line.unwrap()).unwrap()["seq"].as_u64().unwrap())
+        .take(3)
         .collect();
-    assert_eq!(numbers, [1, 2]);
-    assert!(daemon.requests()[1].line.contains("after=1"), "the stream goes on where the list ended");
+    assert_eq!(numbers, [1, 2, 3], "over the end of two daemons");
+    // The reader has gone with the iterator: the command ends by itself and is content.
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+    let requests = daemon.requests();
+    assert!(requests[0].line.contains("type=vm") && requests[0].line.contains("severity=warning"));
+    assert!(requests[1].line.contains("after=1"), "the stream goes on where the list ended");
     let table = out(&daemon.run(&["event", "list"]));
     assert!(table.contains("off -> running"), "{table}");
 }

@@ -6,6 +6,7 @@ mod answers;
 mod conventions;
 mod daemon;
 mod disk;
+mod explain;
 mod merge;
 mod reference;
 mod support;

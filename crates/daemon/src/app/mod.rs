@@ -4,6 +4,7 @@
 mod apply;
 mod apply_checks;
 mod capacity;
+mod changes;
 mod checkpoint;
 mod checkpoint_finish;
 mod checkpoint_run;
@@ -125,12 +126,6 @@ impl App {
     #[must_use]
     pub fn name_of(&self, vm: VmId) -> String {
         self.inventory.get(vm).map_or_else(|_| vm.to_string(), |m| m.name().to_string())
-    }
-
-    /// Who asked for what is being done to `vm` now.
-    pub async fn who_works_on(&self, vm: VmId) -> Option<String> {
-        let task = self.tasks.working_on(vm)?;
-        self.tasks.get(task).await.ok().map(|task| task.who)
     }
 
     /// Answers with the plan, with the task of the same call before, or with a new task that does the work.

@@ -14,6 +14,9 @@ use backstay_api::{Blocker, Plan, ProblemCode, VmStart};
 use backstay_model::{DriveMedia, VmId, VmState, VmVerb};
 use backstay_qemu::version::check_machine;
 use backstay_worker::control::{LaunchRecord, RestoreFrom};
+use backstay_worker::guard::Volume;
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -73,6 +76,7 @@ pub(super) async fn preflight(app: &Arc<App>, machine: &Machine) -> Result<Vec<S
     if choice.warning {
         warnings.push(format!("the machine will be slow: {}", choice.reason));
     }
+    blockers.extend(full_volume(app, machine).await);
     let version = app.host.qemu_version().await?;
     if let Err(error) = check_machine(version, &machine.spec.machine_type) {
         blockers.push(Blocker { code: ProblemCode::Precondition, detail: error.to_string(), cure: None });
@@ -84,6 +88,19 @@ pub(super) async fn preflight(app: &Arc<App>, machine: &Machine) -> Result<Vec<S
             Err(Failure::new(code, format!("'{}' cannot be started", machine.name())).with_blockers(blockers))
         }
     }
+}
+
+/// A volume below its reserve: the guest would be paused at once.
+async fn full_volume(app: &App, machine: &Machine) -> Option<Blocker> {
+    let folders: BTreeSet<PathBuf> =
+        machine.disks().iter().filter_map(|(_, path)| path.parent().map(Path::to_path_buf)).collect();
+    let guard = app.config.guard;
+    let look = move || {
+        Ok(folders.iter().find_map(|folder| Volume::of(folder).ok().and_then(|v| v.shortage(&guard))))
+    };
+    let detail = blocking(look).await.ok().flatten()?;
+    let cure = Some("or lower the reserve in [guard] of the settings file".to_owned());
+    Some(Blocker { code: ProblemCode::NoSpace, detail, cure })
 }
 
 /// Whether the files are there, whole, and nobody else's. Returns warnings and what stands in the way.
@@ -146,6 +163,8 @@ pub(super) async fn launch(
     let folder = app.workers.run_folder(id);
     blocking(move || durable::create_folder(&folder).map_err(|e| Failure::file("making", &folder, e)))
         .await?;
+    let user = app.host.qemu_user();
+    let ids = app.workers.user_for(id, user).await?;
     let record = LaunchRecord {
         version: 1,
         spec: (*machine.spec).clone(),
@@ -153,7 +172,10 @@ pub(super) async fn launch(
         start_paused: beginning.paused,
         avoid_background: false,
         qemu: app.host.qemu().into(),
-        qemu_uid_gid: app.host.qemu_ids(),
+        qemu_uid_gid: ids,
+        qemu_groups: if ids.is_some() { user.groups() } else { Vec::new() },
+        sandbox: app.host.sandbox()?,
+        guard: app.config.guard,
         processors: app.processors.settings().clone(),
         cpu_weight: weight_of(app, id),
     };

@@ -1,6 +1,7 @@
 //! Changing settings.
 
 use super::capacity::{check_count, reserve_cores};
+use super::changes::changes;
 use super::create::{make_disks, remove_disks};
 use super::drives::{check_files, nics, place};
 use super::processors::share_out;
@@ -10,7 +11,7 @@ use crate::events::Happening;
 use crate::failure::Failure;
 use crate::inventory::{Machine, blocking};
 use crate::tasks::TaskContext;
-use backstay_api::{Plan, ProblemCode, VmUpdate};
+use backstay_api::{Change as SettingChange, Plan, ProblemCode, VmUpdate};
 use backstay_model::{VmId, VmSpec, VmVerb};
 use std::sync::Arc;
 
@@ -119,22 +120,16 @@ fn describe(machine: &Machine, change: &Change) -> Plan {
     for disk in &change.make {
         plan.step("create", disk.path.display(), format!("disk of {} bytes", disk.size));
     }
-    plan.step("write", machine.config_file.display(), differences(&machine.spec, &change.spec).join(", "));
+    plan.step("write", machine.config_file.display(), words(&changes(&machine.spec, &change.spec)));
     plan.warnings.clone_from(&change.warnings);
     plan
 }
 
 /// What differs, in words: `memory_mib 512 → 1024`.
-fn differences(old: &VmSpec, new: &VmSpec) -> Vec<String> {
-    let fields = |spec: &VmSpec| match serde_json::to_value(spec) {
-        Ok(serde_json::Value::Object(fields)) => fields,
-        _ => serde_json::Map::new(),
-    };
-    let (old, new) = (fields(old), fields(new));
-    let changed = new.iter().filter(|(key, value)| old.get(*key) != Some(value));
-    changed
-        .map(|(key, value)| format!("{key} {} → {value}", old.get(key).unwrap_or(&serde_json::Value::Null)))
-        .collect()
+fn words(changes: &[SettingChange]) -> String {
+    let value = |value: &Option<String>| value.clone().unwrap_or_else(|| "none".into());
+    let one = |c: &SettingChange| format!("{} {} → {}", c.field, value(&c.before), value(&c.after));
+    changes.iter().map(one).collect::<Vec<_>>().join(", ")
 }
 
 async fn run(app: Arc<App>, context: TaskContext, id: VmId, body: VmUpdate) -> Done {
@@ -154,14 +149,15 @@ async fn run(app: Arc<App>, context: TaskContext, id: VmId, body: VmUpdate) -> D
     if share_changes && let Some(failure) = share_out(&app).await.remove(&id) {
         context.warn(format!("the settings are kept but do not act now: {}", failure.full_message()));
     }
+    let changes = changes(&machine.spec, &saved.spec);
     let what = Happening {
         kind: "vm.updated",
         who: &context.who(),
-        reason: differences(&machine.spec, &saved.spec).join(", "),
+        reason: words(&changes),
         before: Some(format!("generation {}", machine.generation.0)),
         after: Some(format!("generation {}", saved.generation.0)),
     };
-    app.events.vm(id, saved.name().as_str(), what).await;
+    app.events.vm_changed(id, saved.name().as_str(), what, changes).await;
     Ok(None)
 }
 

@@ -3,12 +3,12 @@
 use super::extract::Params;
 use super::problem::ApiError;
 use crate::app::App;
+use crate::events::Wanted;
 use axum::Json;
 use axum::extract::State;
 use axum::response::sse::{Event as Sse, KeepAlive};
 use axum::response::{IntoResponse, Sse as SseResponse};
 use backstay_api::{Event, EventList, EventQuery, Problem};
-use backstay_model::VmId;
 use futures_util::stream;
 use std::collections::VecDeque;
 use std::convert::Infallible;
@@ -34,8 +34,13 @@ pub(super) fn routes() -> OpenApiRouter<Arc<App>> {
 async fn list(State(app): Shared, Params(query): Params<EventQuery>) -> Result<Json<EventList>, ApiError> {
     let vm = query.vm.as_deref().map(|vm| app.vm_in_history(vm)).transpose()?;
     let limit = query.limit.unwrap_or(200).clamp(1, 10_000);
-    let items = app.events.list(vm, query.since, query.after, limit).await?;
-    let next = items.last().map_or_else(|| query.after.unwrap_or(0), |event| event.seq);
+    // Read first: what happens meanwhile is neither skipped nor, with a filter that matched nothing, begun anew.
+    let newest = app.events.last().await?;
+    let items = app.events.select(Wanted::of(&query, vm), limit).await?;
+    let next = match items.last() {
+        Some(event) => event.seq,
+        None => newest.max(query.after.unwrap_or(0)),
+    };
     Ok(Json(EventList { items, next }))
 }
 
@@ -56,10 +61,13 @@ async fn follow(
     let history = query.since.is_some() || query.after.is_some();
     let last = if history { query.after.unwrap_or(0) } else { app.events.last().await? };
     let mut ready = VecDeque::new();
+    let wanted = Wanted::of(&query, vm);
     if history {
-        ready.extend(app.events.list(vm, query.since, Some(last), CHUNK).await?);
+        ready.extend(app.events.select(Wanted { after: Some(last), ..wanted.clone() }, CHUNK).await?);
     }
-    let follower = Follower { app, vm, live, last, ready };
+    // What has been read is not all if there is more than one step: the follower goes on reading.
+    let behind = ready.len() == CHUNK as usize;
+    let follower = Follower { app, wanted, live, last, ready, behind };
     let events = stream::unfold(follower, |mut follower| async move {
         let event = follower.next().await?;
         let data = serde_json::to_string(&event).unwrap_or_default();
@@ -70,10 +78,12 @@ async fn follow(
 
 struct Follower {
     app: Arc<App>,
-    vm: Option<VmId>,
+    wanted: Wanted,
     live: Receiver<Event>,
     last: u64,
     ready: VecDeque<Event>,
+    /// The history has more than was read.
+    behind: bool,
 }
 
 impl Follower {
@@ -86,16 +96,18 @@ impl Follower {
                 }
                 continue;
             }
+            if self.behind {
+                let wanted = Wanted { after: Some(self.last), ..self.wanted.clone() };
+                let missed = self.app.events.select(wanted, CHUNK).await.ok()?;
+                self.behind = missed.len() == CHUNK as usize;
+                self.ready.extend(missed);
+                continue;
+            }
             match self.live.recv().await {
-                Ok(event) if self.vm.is_none_or(|vm| event.object.id == Some(vm.0)) => {
-                    self.ready.push_back(event)
-                }
+                Ok(event) if self.wanted.takes(&event) => self.ready.push_back(event),
                 Ok(_) => {}
                 // Too slow: the history has what was missed.
-                Err(RecvError::Lagged(_)) => {
-                    let missed = self.app.events.list(self.vm, None, Some(self.last), CHUNK).await.ok()?;
-                    self.ready.extend(missed);
-                }
+                Err(RecvError::Lagged(_)) => self.behind = true,
                 Err(RecvError::Closed) => return None,
             }
         }

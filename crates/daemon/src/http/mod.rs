@@ -5,6 +5,7 @@ mod clones;
 mod console;
 mod disks;
 mod events;
+mod explain;
 mod extract;
 mod host;
 mod log;
@@ -44,6 +45,7 @@ fn routes() -> OpenApiRouter<Arc<App>> {
             .merge(console::routes())
             .merge(tasks::routes())
             .merge(events::routes())
+            .merge(explain::routes())
             .merge(host::routes())
             .merge(log::routes()),
     )

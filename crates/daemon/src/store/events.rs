@@ -1,10 +1,14 @@
 //! Events in the database.
 
 use super::{Store, StoreError};
-use backstay_api::{Event, ObjectKind, ObjectRef};
+use crate::events::Wanted;
+use backstay_api::{Change, Event, ObjectKind, ObjectRef, Severity};
 use backstay_model::VmId;
 use jiff::Timestamp;
-use rusqlite::{Connection, Row, params};
+use rusqlite::types::Value;
+use rusqlite::{Connection, Row, params, params_from_iter};
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::broadcast;
 
 /// An event before it has a number.
@@ -16,6 +20,8 @@ pub struct NewEvent {
     pub object: ObjectRef,
     /// What happened.
     pub kind: &'static str,
+    /// How much it asks for attention.
+    pub severity: Severity,
     /// Who did it.
     pub who: String,
     /// Why.
@@ -24,86 +30,76 @@ pub struct NewEvent {
     pub before: Option<String>,
     /// What it is now.
     pub after: Option<String>,
+    /// Values that changed.
+    pub changes: Vec<Change>,
 }
 
 /// Events that are kept.
 const KEPT_EVENTS: i64 = 100_000;
 
+/// Events that wait because the database's volume is full; beyond that the newest are lost.
+const WAITING: usize = 10_000;
+
+/// Events that could not be written yet, in order.
+pub(crate) type Late = Arc<Mutex<VecDeque<Writing>>>;
+
+/// An event on its way into the database.
+#[derive(Debug)]
+pub(crate) struct Writing {
+    pub(crate) event: NewEvent,
+    /// The worker that told it, and its number there.
+    pub(crate) cursor: Option<(VmId, u64)>,
+    /// Whom to tell.
+    pub(crate) live: broadcast::Sender<Event>,
+}
+
 impl Store {
-    /// Writes an event, numbers it and tells `live`, so that listeners see numbers in order. An event that came from a worker moves that worker's cursor in the same
-    /// transaction, so that it is neither lost nor written twice.
+    /// Writes `new` behind all that is late, numbers it and tells `live`, so that listeners see numbers in order. An event
+    /// that came from a worker moves that worker's cursor in the same transaction, so that it is neither lost nor written
+    /// twice. On a full volume it becomes late itself; returns how many are.
     ///
     /// # Errors
-    /// [`StoreError`].
-    pub(crate) async fn insert_event(
-        &self,
-        event: NewEvent,
-        cursor: Option<(VmId, u64)>,
-        live: broadcast::Sender<Event>,
-    ) -> Result<(), StoreError> {
+    /// [`StoreError`] of another kind; the event is lost then.
+    pub(crate) async fn insert_event(&self, late: Late, new: Option<Writing>) -> Result<usize, StoreError> {
         self.call(move |db| {
-            let db = db.transaction()?;
-            db.execute(
-                "INSERT INTO event (at_ms, vm, object_kind, name, kind, who, reason, before, after)
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
-                params![
-                    event.at.as_millisecond(),
-                    event.object.id.map(|id| VmId(id).to_string()),
-                    event.object.kind.as_str(),
-                    event.object.name,
-                    event.kind,
-                    event.who,
-                    event.reason,
-                    event.before,
-                    event.after
-                ],
-            )?;
-            let seq = db.last_insert_rowid();
-            if seq % 1000 == 0 {
-                db.execute("DELETE FROM event WHERE seq <= ?1", params![seq - KEPT_EVENTS])?;
+            let mut late = late.lock().unwrap_or_else(PoisonError::into_inner);
+            late.extend(new);
+            while let Some(first) = late.front() {
+                match insert(db, first) {
+                    Err(error) if error.is_full() => {
+                        if late.len() > WAITING {
+                            late.pop_back();
+                            return Err(error);
+                        }
+                        return Ok(late.len());
+                    }
+                    result => {
+                        late.pop_front();
+                        result?;
+                    }
+                }
             }
-            if let Some((vm, last_event)) = cursor {
-                write_cursor(&db, vm, last_event)?;
-            }
-            db.commit()?;
-            // Nobody listening is fine.
-            let _ = live.send(Event {
-                seq: u64::try_from(seq).unwrap_or(0),
-                at: event.at,
-                object: event.object,
-                kind: event.kind.into(),
-                who: event.who,
-                reason: event.reason,
-                before: event.before,
-                after: event.after,
-            });
-            Ok(())
+            Ok(0)
         })
         .await
     }
 
-    /// Events after number `after` and at or after `since`, oldest first; with neither, the newest ones.
+    /// The wanted events, oldest first: with `since` or `after` the first ones from there on, else the newest ones.
     ///
     /// # Errors
     /// [`StoreError`].
-    pub(crate) async fn events(
-        &self,
-        vm: Option<VmId>,
-        since: Option<Timestamp>,
-        after: Option<u64>,
-        limit: u32,
-    ) -> Result<Vec<Event>, StoreError> {
-        let newest = since.is_none() && after.is_none();
+    pub(crate) async fn events(&self, wanted: Wanted, limit: u32) -> Result<Vec<Event>, StoreError> {
+        let newest = wanted.since.is_none() && wanted.after.is_none();
+        let (conditions, mut values) = conditions(&wanted);
         let order = if newest { "DESC" } else { "ASC" };
         let sql = format!(
-            "SELECT seq, at_ms, vm, object_kind, name, kind, who, reason, before, after FROM event
-             WHERE (?1 IS NULL OR vm = ?1) AND at_ms >= ?2 AND seq > ?3 ORDER BY seq {order} LIMIT ?4"
+            "SELECT seq, at_ms, vm, object_kind, name, kind, who, reason, before, after, severity, changes
+             FROM event WHERE {conditions} ORDER BY seq {order} LIMIT ?"
         );
-        let since = since.map_or(i64::MIN, Timestamp::as_millisecond);
-        let after = i64::try_from(after.unwrap_or(0)).unwrap_or(i64::MAX);
+        values.push(Value::Integer(limit.into()));
         self.call(move |db| {
             let mut query = db.prepare(&sql)?;
-            let rows = query.query_map(params![vm.map(|v| v.to_string()), since, after, limit], read)?;
+            let rows = query.query_map(params_from_iter(values), read)?;
             let mut found: Vec<Event> = rows.collect::<Result<_, _>>()?;
             if newest {
                 found.reverse();
@@ -136,9 +132,97 @@ pub(super) fn write_cursor(db: &Connection, vm: VmId, last_event: u64) -> rusqli
     Ok(())
 }
 
+fn insert(db: &mut Connection, writing: &Writing) -> Result<(), StoreError> {
+    let event = &writing.event;
+    let changes = match event.changes.as_slice() {
+        [] => None,
+        changes => Some(serde_json::to_string(changes).map_err(StoreError::Record)?),
+    };
+    let db = db.transaction()?;
+    db.execute(
+        "INSERT INTO event (at_ms, vm, object_kind, name, kind, who, reason, before, after, severity, changes)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)",
+        params![
+            event.at.as_millisecond(),
+            event.object.id.map(|id| VmId(id).to_string()),
+            event.object.kind.as_str(),
+            event.object.name,
+            event.kind,
+            event.who,
+            event.reason,
+            event.before,
+            event.after,
+            rank(event.severity),
+            changes
+        ],
+    )?;
+    let seq = db.last_insert_rowid();
+    if seq % 1000 == 0 {
+        db.execute("DELETE FROM event WHERE seq <= ?1", params![seq - KEPT_EVENTS])?;
+    }
+    if let Some((vm, last_event)) = writing.cursor {
+        write_cursor(&db, vm, last_event)?;
+    }
+    db.commit()?;
+    let event = event.clone();
+    // Nobody listening is fine.
+    let _ = writing.live.send(Event {
+        seq: u64::try_from(seq).unwrap_or(0),
+        at: event.at,
+        object: event.object,
+        kind: event.kind.into(),
+        severity: event.severity,
+        who: event.who,
+        reason: event.reason,
+        before: event.before,
+        after: event.after,
+        changes: event.changes,
+    });
+    Ok(())
+}
+
+/// A severity as a number that compares.
+fn rank(severity: Severity) -> i64 {
+    match severity {
+        Severity::Info => 0,
+        Severity::Warning => 1,
+        Severity::Error => 2,
+    }
+}
+
+/// The same choice as [`Wanted::takes`], for the database: conditions and their values in order.
+fn conditions(wanted: &Wanted) -> (String, Vec<Value>) {
+    let after = i64::try_from(wanted.after.unwrap_or(0)).unwrap_or(i64::MAX);
+    let mut conditions = vec!["seq > ?".to_owned(), "severity >= ?".to_owned()];
+    let mut values = vec![Value::Integer(after), Value::Integer(rank(wanted.severity))];
+    let mut and = |condition: &str, value: Value| {
+        conditions.push(condition.to_owned());
+        values.push(value);
+    };
+    if let Some(vm) = wanted.vm {
+        and("vm = ?", Value::Text(vm.to_string()));
+    }
+    if let Some(since) = wanted.since {
+        and("at_ms >= ?", Value::Integer(since.as_millisecond()));
+    }
+    if let Some(until) = wanted.until {
+        and("at_ms < ?", Value::Integer(until.as_millisecond()));
+    }
+    if let Some(who) = &wanted.who {
+        and("who = ?", Value::Text(who.clone()));
+    }
+    if !wanted.kinds.is_empty() {
+        let each = vec!["kind = ? OR substr(kind, 1, length(?) + 1) = ? || '.'"; wanted.kinds.len()];
+        conditions.push(format!("({})", each.join(" OR ")));
+        values.extend(wanted.kinds.iter().flat_map(|kind| vec![Value::Text(kind.clone()); 3]));
+    }
+    (conditions.join(" AND "), values)
+}
+
 fn read(row: &Row<'_>) -> rusqlite::Result<Event> {
     let vm: Option<String> = row.get("vm")?;
     let kind: String = row.get("object_kind")?;
+    let changes: Option<String> = row.get("changes")?;
     Ok(Event {
         seq: u64::try_from(row.get::<_, i64>("seq")?).unwrap_or(0),
         at: Timestamp::from_millisecond(row.get("at_ms")?).unwrap_or_default(),
@@ -148,9 +232,18 @@ fn read(row: &Row<'_>) -> rusqlite::Result<Event> {
             name: row.get("name")?,
         },
         kind: row.get("kind")?,
+        severity: match row.get::<_, i64>("severity")? {
+            0 => Severity::Info,
+            1 => Severity::Warning,
+            _ => Severity::Error,
+        },
         who: row.get("who")?,
         reason: row.get("reason")?,
         before: row.get("before")?,
         after: row.get("after")?,
+        changes: changes.and_then(|text| serde_json::from_str(&text).ok()).unwrap_or_default(),
     })
 }
+
+#[cfg(test)]
+mod tests;

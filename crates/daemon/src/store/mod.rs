@@ -7,6 +7,7 @@ mod schema;
 mod tasks;
 
 pub use events::NewEvent;
+pub(crate) use events::{Late, Writing};
 pub(crate) use tasks::Idempotency;
 pub use tasks::{StoredTask, TaskNote};
 

@@ -5,7 +5,8 @@ use rusqlite::Connection;
 use std::path::Path;
 
 /// One statement batch per schema version, applied in order.
-const MIGRATIONS: [&str; 1] = ["
+const MIGRATIONS: &[&str] = &[
+    "
     CREATE TABLE task (
         id           TEXT PRIMARY KEY,
         vm           TEXT,
@@ -38,7 +39,21 @@ const MIGRATIONS: [&str; 1] = ["
         last_event INTEGER NOT NULL,
         boot_id    TEXT NOT NULL
     );
-"];
+",
+    // How much an event asks for attention (0 info, 1 warning, 2 error), and the values that changed, as JSON.
+    "
+    ALTER TABLE event ADD COLUMN severity INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE event ADD COLUMN changes TEXT;
+    UPDATE event SET severity = 2 WHERE kind IN ('vm.qemu-died', 'worker.failed', 'disk.stalled', 'vm.start-failed')
+        OR (kind = 'vm.state' AND after IN ('failed', 'paused-critical'));
+    UPDATE event SET severity = 1 WHERE kind IN ('vm.warning', 'worker.respawned', 'disk.merge-pending');
+    CREATE INDEX event_by_severity ON event (severity, seq) WHERE severity > 0;
+",
+];
+
+/// The tables as the first version made them.
+#[cfg(test)]
+pub(super) const FIRST_VERSION: &str = MIGRATIONS[0];
 
 /// Opens the database and brings it to the current version.
 pub(super) fn open(path: &Path) -> Result<Connection, StoreError> {

@@ -418,6 +418,21 @@ impl TaskEngine {
         self.holds.holder(&Hold::Vm(vm))
     }
 
+    /// Who asked for what was done to `vm` at the moment `at`: a worker's event may arrive after the task that caused it
+    /// has ended.
+    #[must_use]
+    pub fn who_worked_on(&self, vm: VmId, at: Timestamp) -> Option<String> {
+        let was_at_work = |task: &Task| {
+            vm_of(task) == Some(vm) && task.created <= at && task.finished.is_none_or(|end| at <= end)
+        };
+        let running = lock(&self.running)
+            .values()
+            .map(|running| running.record.borrow().clone())
+            .find(|task| was_at_work(task));
+        let ended = || lock(&self.recent).iter().rev().find(|task| was_at_work(task)).cloned();
+        running.or_else(ended).map(|task| task.who)
+    }
+
     /// Waits for the running tasks, at most for `patience`.
     pub async fn drain(&self, patience: Duration) {
         let ids: Vec<_> = lock(&self.running).keys().copied().collect();

@@ -33,6 +33,7 @@ pub async fn hear_the_end(app: &Arc<App>, vm: VmId) {
     let mut cursor = ingest::cursor(app, vm).await;
     if told.last().is_some_and(|last| last.seq < cursor) {
         // A run folder that was lost with a reboot starts to count anew.
+        app.events.forget_heard(vm);
         if let Err(error) = app.store.set_cursor(vm, 0).await {
             tracing::error!(%vm, error = chain(&error), "the history cannot be written");
         }

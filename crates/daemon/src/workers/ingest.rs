@@ -19,7 +19,7 @@ const QUICK: Duration = Duration::from_secs(10);
 /// The last event of its worker that is in the history.
 pub(super) async fn cursor(app: &App, vm: VmId) -> u64 {
     match app.store.runtime(vm).await {
-        Ok(known) => known.map_or(0, |(last, _)| last),
+        Ok(known) => known.map_or(0, |(last, _)| last).max(app.events.heard_of(vm)),
         Err(error) => {
             tracing::error!(%vm, error = chain(&error), "the history cannot be read");
             0
@@ -117,6 +117,8 @@ pub(super) async fn event(app: &Arc<App>, vm: VmId, frame: EventFrame, following
             Told::new("disk.stalled", format!("{slot}: {reason}"))
         }
         WorkerEvent::StorageRecovered => Told::new("disk.recovered", "the guest runs again"),
+        WorkerEvent::SpaceLow { reason } => Told::new("storage.low-space", reason),
+        WorkerEvent::SpaceBack { reason } => Told::new("storage.space-back", reason),
         WorkerEvent::CheckpointFinished { checkpoint, outcome } => Told {
             after: Some(checkpoint.to_string()),
             ..Told::new("checkpoint.memory", outcome_words(&outcome))
@@ -128,7 +130,8 @@ pub(super) async fn event(app: &Arc<App>, vm: VmId, frame: EventFrame, following
         },
         WorkerEvent::Warning { message } => Told::new("vm.warning", message),
     };
-    let who = app.who_works_on(vm).await.unwrap_or_else(|| {
+    let at = Timestamp::from_millisecond(frame.at_unix_ms).unwrap_or_else(|_| Timestamp::now());
+    let who = app.tasks.who_worked_on(vm, at).unwrap_or_else(|| {
         let guest = told.reason.starts_with("guest");
         if guest { "guest".into() } else { "backstay".into() }
     });

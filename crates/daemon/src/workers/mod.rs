@@ -10,12 +10,13 @@ pub use supervise::supervise;
 
 use crate::failure::Failure;
 use crate::inventory::blocking;
+use crate::qemu_user::QemuUser;
 use backstay_api::ProblemCode;
 use backstay_model::VmId;
 use backstay_worker::client::{ClientError, WorkerClient};
-use backstay_worker::control::{LaunchRecord, Reply, Request};
+use backstay_worker::control::{LaunchRecord, Reply, Request, WorkerErrorCode};
 use backstay_worker::spawn::{self, SpawnError};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -45,19 +46,58 @@ pub struct Workers {
     folder: PathBuf,
     connections: Mutex<BTreeMap<VmId, Arc<Connection>>>,
     restarts: Mutex<BTreeMap<VmId, u64>>,
+    /// The users that were given away last.
+    given: Mutex<BTreeMap<VmId, u32>>,
 }
 
 impl Workers {
     /// Workers started from `executable`, with run folders below `folder`.
     #[must_use]
     pub fn new(executable: PathBuf, folder: PathBuf) -> Self {
-        Self { executable, folder, connections: Mutex::default(), restarts: Mutex::default() }
+        Self {
+            executable,
+            folder,
+            connections: Mutex::default(),
+            restarts: Mutex::default(),
+            given: Mutex::default(),
+        }
     }
 
     /// A machine's run folder.
     #[must_use]
     pub fn run_folder(&self, vm: VmId) -> PathBuf {
         self.folder.join(vm.to_string())
+    }
+
+    /// The user that the machine's QEMU is to run as.
+    ///
+    /// # Errors
+    /// `precondition` when none is left; the run folders cannot be read.
+    pub async fn user_for(&self, vm: VmId, user: &QemuUser) -> Result<Option<(u32, u32)>, Failure> {
+        let mut taken = self.users_of_others(vm).await?;
+        // Machines that are being started at this moment have no record yet.
+        let mut given = self.given.lock().unwrap_or_else(PoisonError::into_inner);
+        taken.extend(given.iter().filter(|(other, _)| **other != vm).map(|(_, uid)| *uid));
+        let ids = user.for_vm(vm, &taken)?;
+        if let Some((uid, _)) = ids {
+            given.insert(vm, uid);
+        }
+        Ok(ids)
+    }
+
+    async fn users_of_others(&self, vm: VmId) -> Result<BTreeSet<u32>, Failure> {
+        let (folder, own) = (self.folder.clone(), vm.to_string());
+        blocking(move || {
+            let entries = std::fs::read_dir(&folder).map_err(|e| Failure::file("listing", &folder, e))?;
+            let others = entries.flatten().filter(|entry| entry.file_name().to_str() != Some(own.as_str()));
+            // A record that cannot be read is one of a machine that does not run.
+            let user = |entry: std::fs::DirEntry| -> Option<u32> {
+                let text = std::fs::read(entry.path().join(LAUNCH_RECORD)).ok()?;
+                serde_json::from_slice::<LaunchRecord>(&text).ok()?.qemu_uid_gid.map(|(uid, _)| uid)
+            };
+            Ok(others.filter_map(user).collect())
+        })
+        .await
     }
 
     fn table(&self) -> std::sync::MutexGuard<'_, BTreeMap<VmId, Arc<Connection>>> {
@@ -137,8 +177,12 @@ impl Workers {
 }
 
 fn call_failure(error: ClientError) -> Failure {
-    use backstay_worker::control::WorkerErrorCode;
     match error {
+        ClientError::Worker(error) if error.code == WorkerErrorCode::Unknown => Failure::new(
+            ProblemCode::Precondition,
+            "the machine runs under a worker of an older version that cannot do this: turn it off and on, or save and \
+             start it, and it runs under this one",
+        ),
         ClientError::Worker(error) => {
             let code = match error.code {
                 WorkerErrorCode::Precondition => ProblemCode::Precondition,
@@ -153,5 +197,19 @@ fn call_failure(error: ClientError) -> Failure {
         lost => {
             Failure::because(ProblemCode::Unavailable, "the machine's worker was lost during the call", lost)
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use backstay_worker::control::WorkerError;
+
+    #[test]
+    fn a_worker_of_the_previous_release_is_told_from_a_failure() {
+        let error = WorkerError { code: WorkerErrorCode::Unknown, message: "unknown variant `x`".into() };
+        let failure = call_failure(ClientError::Worker(error));
+        assert_eq!(failure.code(), ProblemCode::Precondition);
+        assert!(failure.full_message().contains("turn it off and on"), "{}", failure.full_message());
     }
 }

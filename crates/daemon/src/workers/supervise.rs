@@ -169,6 +169,7 @@ async fn hear(
     let cursor = ingest::cursor(app, vm).await;
     let cursor = if status.last_event < cursor {
         // A run folder that was lost with a reboot starts to count anew.
+        app.events.forget_heard(vm);
         if let Err(error) = app.store.set_cursor(vm, 0).await {
             tracing::error!(%vm, error = chain(&error), "the history cannot be written");
         }

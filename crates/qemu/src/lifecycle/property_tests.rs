@@ -12,6 +12,8 @@ enum Action {
     User(UserRequest),
     StorageFails,
     StorageHeals,
+    SpaceRunsOut,
+    SpaceIsBack,
     CheckpointBegins,
     CheckpointEnds,
     /// It ends as a checkpoint does, without success.
@@ -162,8 +164,8 @@ impl World {
         match effect {
             Effect::Send(command) => {
                 match command {
-                    Command::Cont => assert!(self.life.wants_to_run()),
-                    Command::Stop => assert!(!self.life.wants_to_run()),
+                    Command::Cont => assert!(self.life.should_run()),
+                    Command::Stop => assert!(!self.life.should_run()),
                     _ => {}
                 }
                 if self.connected {
@@ -191,10 +193,10 @@ impl World {
             // A timer of the past would be a busy loop.
             assert!(at >= self.now || at + Duration::from_secs(700) > self.now);
         }
-        if life.phase == Phase::Live && !life.held && life.wants_to_run() != life.is_running() {
+        if life.phase == Phase::Live && !life.held && life.should_run() != life.is_running() {
             assert!(timer.is_some(), "no way on: {life:?}");
         }
-        if life.state() == VmState::PausedCritical && !life.held {
+        if life.state() == VmState::PausedCritical && !life.held && life.hold.is_none() {
             assert!(timer.is_some(), "no retry: {life:?}");
         }
         if matches!(life.phase, Phase::Ending(_) | Phase::Waiting { .. }) {
@@ -241,6 +243,8 @@ impl World {
                 self.qemu.use_storage();
             }
             Action::StorageHeals => self.qemu.storage_lost = false,
+            Action::SpaceRunsOut => self.feed(Event::Hold { reason: Some("full".into()) }),
+            Action::SpaceIsBack => self.feed(Event::Hold { reason: None }),
             Action::CheckpointBegins if self.checkpoint.is_none() && self.life.phase == Phase::Live => {
                 self.feed(Event::CheckpointBegin);
                 self.checkpoint = Some(self.life.wants_to_run());
@@ -294,6 +298,8 @@ fn action() -> impl Strategy<Value = Action> {
         1 => prop_oneof![9 => Just(Action::Crash), 1 => Just(Action::User(U::TurnOff))],
         3 => Just(Action::StorageFails),
         3 => Just(Action::StorageHeals),
+        2 => Just(Action::SpaceRunsOut),
+        2 => Just(Action::SpaceIsBack),
         2 => Just(Action::CheckpointBegins),
         1 => Just(Action::SaveBegins),
         3 => Just(Action::CheckpointEnds),
@@ -316,6 +322,13 @@ proptest! {
         }
         world.apply(Action::CheckpointEnds);
         world.apply(Action::StorageHeals);
+        world.apply(Action::DeliverAll);
+        if world.life.hold.is_some() && !world.turned_off {
+            world.wait(600_000);
+            world.apply(Action::DeliverAll);
+            prop_assert!(!world.qemu.running, "held: {:?}", world.life);
+        }
+        world.apply(Action::SpaceIsBack);
         world.apply(Action::DeliverAll);
         // Longer than every patience together.
         world.wait(600_000);

@@ -84,6 +84,11 @@ pub enum Event {
         /// Whether the state is complete.
         saved: bool,
     },
+    /// The guest has to stand still for a reason outside of it, or need no longer; the user's wish stays what it is.
+    Hold {
+        /// Why; none: it may go on.
+        reason: Option<String>,
+    },
     /// The clock reached [`super::Lifecycle::next_deadline`].
     Tick,
 }

@@ -7,12 +7,16 @@
 use super::{Greeting, QmpError, QmpEvent};
 use serde_json::{Map, Value, json};
 use std::collections::HashMap;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
+use tokio::io::Interest;
 use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
+use tokio::net::unix::OwnedWriteHalf;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, broadcast, mpsc, oneshot, watch};
 
 /// How long a command may take unless the caller says otherwise.
@@ -52,7 +56,7 @@ impl Shared {
 
 struct Inner {
     shared: Arc<Shared>,
-    lines: mpsc::UnboundedSender<Vec<u8>>,
+    lines: mpsc::UnboundedSender<Outgoing>,
     places: Arc<Semaphore>,
     next_id: AtomicU64,
     greeting: Greeting,
@@ -117,10 +121,10 @@ impl Qmp {
             events: broadcast::channel(EVENTS_BUFFERED).0,
             closed: watch::channel(false).0,
         });
-        let (lines, mut to_write) = mpsc::unbounded_channel::<Vec<u8>>();
+        let (lines, mut to_write) = mpsc::unbounded_channel::<Outgoing>();
         tokio::spawn(async move {
             while let Some(line) = to_write.recv().await {
-                if write.write_all(&line).await.is_err() {
+                if write_line(&mut write, line).await.is_err() {
                     break; // the reader sees the end too and tells everyone
                 }
             }
@@ -194,9 +198,26 @@ impl Qmp {
         let run = async {
             // The semaphore is never closed; if it were, no place is needed.
             let place = Arc::clone(&self.inner.places).acquire_owned().await.ok();
-            self.send("execute", command, arguments, place).await
+            self.send("execute", command, arguments, place, None).await
         };
         self.within(command, limit, run).await
+    }
+
+    /// Runs one command that hands an open file over.
+    ///
+    /// # Errors
+    /// As [`Qmp::execute`].
+    pub async fn execute_with_file(
+        &self,
+        command: &str,
+        arguments: Value,
+        file: OwnedFd,
+    ) -> Result<Value, QmpError> {
+        let run = async {
+            let place = Arc::clone(&self.inner.places).acquire_owned().await.ok();
+            self.send("execute", command, arguments, place, Some(file)).await
+        };
+        self.within(command, DEFAULT_TIMEOUT, run).await
     }
 
     /// Runs one command past all others, also past one that hangs.
@@ -207,7 +228,7 @@ impl Qmp {
         if !self.inner.greeting.oob {
             return Err(QmpError::NoOutOfBand { command: command.to_owned() });
         }
-        self.within(command, DEFAULT_TIMEOUT, self.send("exec-oob", command, arguments, None)).await
+        self.within(command, DEFAULT_TIMEOUT, self.send("exec-oob", command, arguments, None, None)).await
     }
 
     async fn within(
@@ -228,6 +249,7 @@ impl Qmp {
         command: &str,
         arguments: Value,
         place: Option<OwnedSemaphorePermit>,
+        file: Option<OwnedFd>,
     ) -> Result<Value, QmpError> {
         let disconnected = || QmpError::Disconnected { command: command.to_owned() };
         let id = self.inner.next_id.fetch_add(1, Ordering::Relaxed);
@@ -244,13 +266,50 @@ impl Qmp {
             Some(waiting) => waiting.insert(id, Waiting { answer, _place: place }),
             None => return Err(disconnected()),
         };
-        self.inner.lines.send(line).map_err(|_| disconnected())?;
+        self.inner.lines.send(Outgoing { line, file }).map_err(|_| disconnected())?;
         match answered.await {
             Ok(Ok(value)) => Ok(value),
             Ok(Err((class, desc))) => Err(QmpError::Refused { command: command.to_owned(), class, desc }),
             Err(_) => Err(disconnected()),
         }
     }
+}
+
+/// A command on its way to QEMU.
+struct Outgoing {
+    line: Vec<u8>,
+    /// Goes with its first byte.
+    file: Option<OwnedFd>,
+}
+
+async fn write_line(write: &mut OwnedWriteHalf, outgoing: Outgoing) -> std::io::Result<()> {
+    let Outgoing { line, file } = outgoing;
+    let sent = match file {
+        None => 0,
+        Some(file) => {
+            write
+                .as_ref()
+                .async_io(Interest::WRITABLE, || {
+                    let stream: &UnixStream = write.as_ref();
+                    send_with_file(stream, &line, &file)
+                })
+                .await?
+        }
+    };
+    write.write_all(&line[sent..]).await
+}
+
+/// Sends as much of `line` as fits, and the file with it.
+fn send_with_file(stream: &UnixStream, line: &[u8], file: &OwnedFd) -> std::io::Result<usize> {
+    use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
+    let files = [file.as_fd()];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut ancillary = SendAncillaryBuffer::new(&mut space);
+    if !ancillary.push(SendAncillaryMessage::ScmRights(&files)) {
+        return Err(std::io::Error::other("no room for an open file in a message"));
+    }
+    let parts = [std::io::IoSlice::new(line)];
+    Ok(sendmsg(stream, &parts, &mut ancillary, SendFlags::NOSIGNAL | SendFlags::DONTWAIT)?)
 }
 
 /// One line without its end; `None` at the end of the stream.

@@ -70,6 +70,27 @@ impl Qmp {
         }
     }
 
+    /// Hands QEMU an open file that it then opens as `/dev/fdset/SET`, in the same way (read or write) only. A file that
+    /// was handed over under this number before is forgotten.
+    ///
+    /// # Errors
+    /// As [`Qmp::execute`].
+    pub async fn add_file(&self, set: u32, file: std::os::fd::OwnedFd) -> Result<(), QmpError> {
+        self.remove_file(set).await?;
+        self.execute_with_file("add-fd", json!({ "fdset-id": set }), file).await.map(drop)
+    }
+
+    /// Takes back what was handed over; nothing is fine.
+    ///
+    /// # Errors
+    /// As [`Qmp::execute`], except for QEMU's refusal.
+    pub async fn remove_file(&self, set: u32) -> Result<(), QmpError> {
+        match self.tell("remove-fd", json!({ "fdset-id": set })).await {
+            Err(QmpError::Refused { .. }) => Ok(()),
+            other => other,
+        }
+    }
+
     /// Progress of the current or last migration.
     ///
     /// # Errors

@@ -108,7 +108,13 @@ impl Machine {
         }
         let server = serve(&paths.nbd(), &exports);
         let args = command_line(spec, &paths, facts).unwrap().args;
-        let spawn = Spawn { qemu: "qemu-system-x86_64".into(), args, uid_gid: None };
+        let spawn = Spawn {
+            qemu: "qemu-system-x86_64".into(),
+            args,
+            uid_gid: None,
+            groups: Vec::new(),
+            launcher: Vec::new(),
+        };
         let process = QemuProcess::spawn(&paths, &spawn).unwrap();
         let socket = paths.qmp();
         let qmp = tokio::select! {

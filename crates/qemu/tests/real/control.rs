@@ -27,7 +27,13 @@ async fn successor(machine: &mut Machine, spec: &backstay_model::VmSpec) {
     let mut facts = LaunchFacts::new(Accel::Tcg);
     facts.begin = Begin::Incoming;
     let args = command_line(spec, &machine.paths, &facts).unwrap().args;
-    let spawn = Spawn { qemu: "qemu-system-x86_64".into(), args, uid_gid: None };
+    let spawn = Spawn {
+        qemu: "qemu-system-x86_64".into(),
+        args,
+        uid_gid: None,
+        groups: Vec::new(),
+        launcher: Vec::new(),
+    };
     machine.process = QemuProcess::spawn(&machine.paths, &spawn).unwrap();
     machine.qmp = Qmp::connect(&machine.paths.qmp(), PATIENCE).await.unwrap();
 }

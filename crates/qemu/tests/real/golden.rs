@@ -187,7 +187,13 @@ async fn accepted(name: &str, spec: &VmSpec, facts: &LaunchFacts) {
     server.args(["-f", "-t", "1", "-U"]).arg(paths.nbd()).args(["memory", "1M"]).stdin(Stdio::null());
     let _server = Killed(server.spawn().expect("nbdkit is installed"));
     let line = command_line(spec, &paths, facts).unwrap();
-    let spawn = Spawn { qemu: "qemu-system-x86_64".into(), args: line.args, uid_gid: None };
+    let spawn = Spawn {
+        qemu: "qemu-system-x86_64".into(),
+        args: line.args,
+        uid_gid: None,
+        groups: Vec::new(),
+        launcher: Vec::new(),
+    };
     let process = QemuProcess::spawn(&paths, &spawn).unwrap();
     let socket = paths.qmp();
     let log = || std::fs::read_to_string(paths.qemu_log()).unwrap();

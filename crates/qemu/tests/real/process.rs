@@ -24,7 +24,11 @@ async fn the_starter() {
     let Some(dir) = std::env::var_os(STARTER_DIR) else { return };
     let paths = RunPaths::new(&dir).unwrap();
     let args = command_line(&spec("outlives"), &paths, &LaunchFacts::new(Accel::Tcg)).unwrap().args;
-    QemuProcess::spawn(&paths, &Spawn { qemu: QEMU.into(), args, uid_gid: None }).unwrap();
+    QemuProcess::spawn(
+        &paths,
+        &Spawn { qemu: QEMU.into(), args, uid_gid: None, groups: Vec::new(), launcher: Vec::new() },
+    )
+    .unwrap();
     std::future::pending::<()>().await;
 }
 
@@ -79,8 +83,11 @@ async fn a_stranger_with_the_recorded_number_is_not_adopted() {
 async fn a_second_qemu_in_the_same_folder_is_refused_by_the_first_ones_lock() {
     let machine = Machine::start(&spec("twice")).await;
     let args = command_line(&spec("twice"), &machine.paths, &LaunchFacts::new(Accel::Tcg)).unwrap().args;
-    let second =
-        QemuProcess::spawn(&machine.paths, &Spawn { qemu: QEMU.into(), args, uid_gid: None }).unwrap();
+    let second = QemuProcess::spawn(
+        &machine.paths,
+        &Spawn { qemu: QEMU.into(), args, uid_gid: None, groups: Vec::new(), launcher: Vec::new() },
+    )
+    .unwrap();
     let reason = tokio::time::timeout(PATIENCE, second.wait()).await.unwrap();
     assert_eq!(reason, ExitReason::Status(1));
     let log = log_tail(&machine.paths.qemu_log(), 5).unwrap().join("\n");
@@ -99,7 +106,13 @@ async fn qemu_runs_as_another_user_inside_the_full_sandbox() {
     std::os::unix::fs::chown(dir.path(), Some(NOBODY), Some(NOBODY)).unwrap();
     let paths = RunPaths::new(dir.path()).unwrap();
     let args = command_line(&spec("nobody"), &paths, &LaunchFacts::new(Accel::Tcg)).unwrap().args;
-    let spawn = Spawn { qemu: QEMU.into(), args, uid_gid: Some((NOBODY, NOBODY)) };
+    let spawn = Spawn {
+        qemu: QEMU.into(),
+        args,
+        uid_gid: Some((NOBODY, NOBODY)),
+        groups: Vec::new(),
+        launcher: Vec::new(),
+    };
     let process = QemuProcess::spawn(&paths, &spawn).unwrap();
     let qmp = Qmp::connect(&paths.qmp(), PATIENCE).await.unwrap();
     let status = std::fs::read_to_string(format!("/proc/{}/status", process.pid())).unwrap();
@@ -127,6 +140,8 @@ async fn a_qemu_that_cannot_start_says_why() {
         qemu: qemu.into(),
         args: args.iter().map(|&arg| arg.to_owned()).collect(),
         uid_gid: None,
+        groups: Vec::new(),
+        launcher: Vec::new(),
     };
     let process = QemuProcess::spawn(&paths, &spawn(QEMU, &["-machine", "no-such-machine"])).unwrap();
     assert_eq!(process.wait().await, ExitReason::Status(1));

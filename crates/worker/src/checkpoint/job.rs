@@ -3,7 +3,7 @@
 use super::descriptor::{Descriptor, FORMAT, FileFacts, Hardware, StreamFormat, VERSION};
 use super::memory_file::{Fresh, MemoryError};
 use super::plan::Plan;
-use super::qmp::{self, set_up};
+use super::qmp::{self, hand_over, set_up, take_back};
 use super::stream::{self, Written};
 use super::tops::Tops;
 use crate::control::{CheckpointOutcome, LayerSwitch};
@@ -15,6 +15,7 @@ use backstay_disk::{Switch, Switched};
 use backstay_model::{DriveSlot, VmId};
 use backstay_qemu::qmp::{MigrateInfo, Qmp, QmpError};
 use serde::{Deserialize, Serialize};
+use std::fs::OpenOptions;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -220,7 +221,7 @@ impl Job {
 
     async fn take(&self, done: &mut Done, running: oneshot::Sender<()>) -> Result<Written, JobError> {
         let plan = &self.plan;
-        let memory = Fresh::create(&plan.memory_file, self.facts.qemu_uid_gid).map_err(JobError::Memory)?;
+        let memory = Fresh::create(&plan.memory_file).map_err(JobError::Memory)?;
         let file = memory.file().map_err(JobError::Memory)?;
         done.memory = Some(memory);
         self.announce().await?;
@@ -302,9 +303,14 @@ impl Job {
             self.qmp.stop().await.map_err(qemu("stop the guest"))?;
         }
         let path = done.memory.as_ref().map(Fresh::path).unwrap_or(&self.plan.memory_file);
+        let for_qemu = OpenOptions::new().write(true).open(path);
+        let for_qemu = for_qemu.map_err(|source| JobError::Receive { path: path.into(), source })?;
+        let uri = hand_over(&self.qmp, for_qemu).await.map_err(qemu("take the memory file"))?;
         done.migrating = true;
-        self.qmp.migrate(&format!("file:{}", path.display())).await.map_err(qemu("start saving"))?;
-        self.saved(if self.plan.resume { POLL_STOPPED } else { POLL_RUNNING }).await?;
+        self.qmp.migrate(&uri).await.map_err(qemu("start saving"))?;
+        let saved = self.saved(if self.plan.resume { POLL_STOPPED } else { POLL_RUNNING }).await;
+        take_back(&self.qmp).await;
+        saved?;
         let switched = self.flip(&mut done.switch).await?;
         let created = now_unix_ms();
         if self.plan.resume {

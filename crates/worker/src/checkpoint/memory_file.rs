@@ -3,7 +3,7 @@
 use crate::durable;
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 /// The memory file cannot be made.
@@ -28,11 +28,11 @@ pub struct Fresh {
 }
 
 impl Fresh {
-    /// Makes an empty file for `path` (and its folder) that QEMU's user may write.
+    /// Makes an empty file for `path` (and its folder). QEMU, which writes some of them itself, gets them opened.
     ///
     /// # Errors
     /// As the file system.
-    pub fn create(path: &Path, owner: Option<(u32, u32)>) -> Result<Self, MemoryError> {
+    pub fn create(path: &Path) -> Result<Self, MemoryError> {
         let temporary = durable::temporary(path);
         let failed = |action, path: &Path| {
             let path = path.to_path_buf();
@@ -40,7 +40,7 @@ impl Fresh {
         };
         let folder = path.parent().filter(|folder| !folder.exists()).map(Path::to_path_buf);
         if let Some(folder) = &folder {
-            std::fs::create_dir(folder).map_err(failed("creating", folder))?;
+            std::fs::DirBuilder::new().mode(0o700).create(folder).map_err(failed("creating", folder))?;
             durable::sync_folder_of(folder).map_err(failed("creating", folder))?;
         }
         // From here on a failure removes what was made.
@@ -49,13 +49,9 @@ impl Fresh {
             .write(true)
             .create(true)
             .truncate(true)
-            .mode(0o660)
+            .mode(0o600)
             .open(&fresh.temporary)
             .map_err(failed("creating", &fresh.temporary))?;
-        if let Some((uid, gid)) = owner {
-            std::os::unix::fs::chown(&fresh.temporary, Some(uid), Some(gid))
-                .map_err(failed("handing over", &fresh.temporary))?;
-        }
         Ok(fresh)
     }
 
@@ -77,16 +73,12 @@ impl Fresh {
         })
     }
 
-    /// Gives it its final name, durably. QEMU's user loses its right to write.
+    /// Gives it its final name, durably.
     ///
     /// # Errors
     /// As the file system.
     pub fn publish(&mut self) -> Result<(), MemoryError> {
         let failed = |source| MemoryError { action: "naming", path: self.path.clone(), source };
-        let me = rustix::process::geteuid().as_raw();
-        std::os::unix::fs::chown(&self.temporary, Some(me), None).map_err(failed)?;
-        let read_only_for_group = std::fs::Permissions::from_mode(0o640);
-        std::fs::set_permissions(&self.temporary, read_only_for_group).map_err(failed)?;
         std::fs::rename(&self.temporary, &self.path).map_err(failed)?;
         self.published = true;
         durable::sync_folder_of(&self.path).map_err(failed)
@@ -121,13 +113,13 @@ mod tests {
     fn an_unfinished_file_leaves_no_trace_and_a_kept_one_stays() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("ckpt/1.bin");
-        drop(Fresh::create(&path, None).unwrap());
+        drop(Fresh::create(&path).unwrap());
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
-        let mut fresh = Fresh::create(&path, None).unwrap();
+        let mut fresh = Fresh::create(&path).unwrap();
         fresh.publish().unwrap();
         drop(fresh);
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
-        let mut fresh = Fresh::create(&path, None).unwrap();
+        let mut fresh = Fresh::create(&path).unwrap();
         fresh.publish().unwrap();
         fresh.keep();
         let names: Vec<_> =

@@ -11,6 +11,25 @@ const CHANNELS: u8 = 2;
 /// How long a cancelled migration may take to end.
 const CANCEL_PATIENCE: Duration = Duration::from_secs(10);
 
+/// The number under which QEMU gets a memory file. It opens none by name: it may see none, and have no right to.
+const MEMORY_FILE: u32 = 77;
+
+/// Hands QEMU a memory file, opened for writing (a save) or reading (a restore); returns what to call it.
+///
+/// # Errors
+/// As QMP.
+pub async fn hand_over(qmp: &Qmp, file: std::fs::File) -> Result<String, QmpError> {
+    qmp.add_file(MEMORY_FILE, file.into()).await?;
+    Ok(format!("file:/dev/fdset/{MEMORY_FILE}"))
+}
+
+/// Takes the memory file back.
+pub async fn take_back(qmp: &Qmp) {
+    if let Err(error) = qmp.remove_file(MEMORY_FILE).await {
+        tracing::debug!(%error, "QEMU keeps a memory file open");
+    }
+}
+
 /// Sets exactly `capabilities` and removes the bandwidth limit (QEMU's own is 128 MiB/s).
 ///
 /// # Errors

@@ -152,6 +152,10 @@ impl Owner {
         if holds {
             return Err(format!("a checkpoint of '{name}' is being taken: try again in a moment"));
         }
+        if verb == VmVerb::Resume && self.guard.stands() {
+            let why = self.reason.as_deref().unwrap_or("its volume is nearly full");
+            return Err(format!("the guest of '{name}' goes on by itself as soon as there is room: {why}"));
+        }
         Ok(true)
     }
 

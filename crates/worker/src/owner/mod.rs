@@ -15,6 +15,7 @@ mod checkpoints;
 mod machine;
 mod merge;
 mod select;
+mod space;
 mod steps;
 
 use crate::checkpoint::job::Progress;
@@ -25,6 +26,7 @@ use crate::control::{
 };
 use crate::disks::DiskSet;
 use crate::events::Spool;
+use crate::guard::Guard;
 use crate::instance::{self, Instance};
 use crate::processors::{Control, ProcessorOrder};
 use crate::report::chain_of;
@@ -37,6 +39,7 @@ use backstay_qemu::lifecycle::{Lifecycle, RecoveryPolicy};
 use backstay_qemu::process::QemuProcess;
 use backstay_qemu::qmp::{Qmp, QmpEvent};
 use checkpoints::Asking;
+use space::Looking;
 use std::collections::HashMap;
 use std::error::Error;
 use std::path::PathBuf;
@@ -117,6 +120,8 @@ pub struct Owner {
     instance: Instance,
     serial: watch::Sender<SerialPort>,
     calls: mpsc::Receiver<Call>,
+    guard: Guard,
+    looking: Looking,
 
     /// What QEMU's events and the user's wishes mean.
     life: Lifecycle,
@@ -183,6 +188,8 @@ impl Owner {
         let processors = Control::start(record.processors.clone(), record.spec.id, Arc::clone(&spool));
         Self {
             run,
+            guard: Guard::new(record.guard, instance.low_space),
+            looking: Looking::new(),
             record,
             spool,
             disks,
@@ -219,6 +226,7 @@ impl Owner {
         for message in self.disks.warnings() {
             self.tell(WorkerEvent::Warning { message });
         }
+        self.look_first().await;
         match found {
             Some(process) => self.take_over(process).await,
             None => self.first_start().await,

@@ -1,6 +1,7 @@
 //! What can happen next.
 
 use super::checkpoints::Seen;
+use super::space::View;
 use super::{Done, Owner};
 use crate::control::{CheckpointOutcome, WorkerError, WorkerErrorCode};
 use crate::server::Call;
@@ -30,6 +31,10 @@ pub(super) enum Event {
     MergeDone(super::merge::MergeEnd),
     CommandDone(Done),
     Reconnected(Option<Qmp>),
+    /// It is time to look at the volumes.
+    Look,
+    /// What the volumes are like.
+    Looked(View),
     Tick,
     /// SIGTERM.
     Terminate,
@@ -51,6 +56,8 @@ impl Owner {
             None => (None, None),
         };
         let tick = self.life.next_deadline().map(|at| self.clock.instant(at));
+        let look = self.looking.task.is_none().then_some(self.looking.at);
+        let looking = self.looking.task.as_mut();
         tokio::select! {
             biased;
             event = guest_event(self.guest_events.as_mut()) => event,
@@ -72,6 +79,8 @@ impl Owner {
             Some(done) = self.done.recv() => Event::CommandDone(done),
             qmp = wait_for(self.reconnecting.as_mut()) => Event::Reconnected(qmp.unwrap_or(None)),
             () = at(tick) => Event::Tick,
+            view = wait_for(looking) => Event::Looked(view.unwrap_or_default()),
+            () = at(look) => Event::Look,
             () = terminated(&mut self.terminate) => Event::Terminate,
             call = self.calls.recv() => match call {
                 Some(call) => Event::Call(call),
@@ -93,6 +102,8 @@ impl Owner {
             Event::MergeDone(end) => self.merge_done(end),
             Event::CommandDone(done) => self.command_done(done).await,
             Event::Reconnected(qmp) => self.reconnected(qmp).await,
+            Event::Look => self.begin_look(),
+            Event::Looked(view) => self.looked(view).await,
             Event::Tick => self.feed(Life::Tick).await,
             Event::Terminate => self.hand_over().await,
         }

@@ -120,6 +120,9 @@ impl Vm {
             qemu_uid_gid: None,
             processors: ProcessorSettings::default(),
             cpu_weight: None,
+            qemu_groups: Vec::new(),
+            sandbox: None,
+            guard: backstay_worker::guard::GuardOptions::default(),
         };
         Self { dir, record, slots, worker: None }
     }

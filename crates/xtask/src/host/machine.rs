@@ -28,7 +28,7 @@ pub fn create_user() -> Result<()> {
     if output(&mut command(here, "getent", &["passwd", VM_USER])).is_ok() {
         return Ok(());
     }
-    println!("run: creating the system user and group {VM_USER}: QEMU runs as this user, not as root");
+    println!("run: creating the system user and group {VM_USER}: its group may open /dev/userfaultfd");
     let args = [
         "--system",
         "--user-group",

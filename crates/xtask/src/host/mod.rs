@@ -50,7 +50,7 @@ impl Host {
     fn settings(&self) -> Result<PathBuf> {
         let file = self.home.join("backstay.toml");
         let text = format!(
-            "# Written by `make run`.\nstate_dir = {:?}\nrun_dir = {:?}\nsocket = {SOCKET:?}\n\n[qemu]\nuser = {VM_USER:?}\n",
+            "# Written by `make run`.\nstate_dir = {:?}\nrun_dir = {:?}\nsocket = {SOCKET:?}\n",
             self.state(),
             self.run,
         );
@@ -65,8 +65,8 @@ pub fn run() -> Result<()> {
     for folder in [&host.home, &host.state(), &host.run, &PathBuf::from("/run/backstay")] {
         fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
     }
-    // As the package has it: guests' disks and memory are nobody else's business, but QEMU's user goes through to its own.
-    fs::set_permissions(host.state(), fs::Permissions::from_mode(0o711))?;
+    // As the package has it: guests' disks and memory are nobody else's business.
+    fs::set_permissions(host.state(), fs::Permissions::from_mode(0o700))?;
     machine::create_user()?;
     machine::open_userfaultfd()?;
     let settings = host.settings()?;
