@@ -181,6 +181,30 @@ impl Host {
         self.start_daemon();
     }
 
+    /// The power goes: every process ends at once, and what is in memory is gone. What the file systems have is kept.
+    ///
+    /// # Panics
+    /// When no daemon runs.
+    pub fn power_cut(&mut self) {
+        self.kill_daemon();
+        let left = process::using(self.run.path());
+        left.iter().for_each(|pid| kill(*pid));
+        wait_for("every process to end", || left.iter().all(|pid| !is_alive(*pid)).then_some(()));
+        for entry in fs::read_dir(self.run.path()).into_iter().flatten().flatten() {
+            let path = entry.path();
+            let _ = if path.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) };
+        }
+    }
+
+    /// A power cut, and the daemon's start after it.
+    ///
+    /// # Panics
+    /// As [`Host::power_cut`] and [`Host::start_daemon`].
+    pub fn reboot(&mut self) {
+        self.power_cut();
+        self.start_daemon();
+    }
+
     /// Gives up this host but keeps its files, for another host to find.
     #[must_use]
     pub fn into_files(mut self) -> TempDir {

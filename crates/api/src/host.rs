@@ -136,3 +136,15 @@ pub struct HostPromise {
     /// What its processes have made their own of it, in bytes.
     pub memory_used_bytes: u64,
 }
+
+/// How all machines are stopped with their host.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct HostStopGuests {
+    /// Seconds that a guest may take to shut down before it is saved instead; 120 unless given.
+    #[serde(default)]
+    pub shutdown_timeout_s: Option<u32>,
+    /// Machines of one start order that are stopped at the same time; 4 unless given.
+    #[serde(default)]
+    pub parallel: Option<u32>,
+}

@@ -32,13 +32,13 @@ pub use disk::{
     DiskRange, DiskStats, VmDisk,
 };
 pub use event::{Change, Event, EventList, EventQuery, ObjectKind, ObjectRef, Severity};
-pub use host::{HostCapacity, HostInfo, HostPromise, LogLevel};
+pub use host::{HostCapacity, HostInfo, HostPromise, HostStopGuests, LogLevel};
 pub use plan::{Plan, PlanStep};
 pub use problem::{Blocker, Problem, ProblemCode};
 pub use task::{Task, TaskList, TaskQuery, TaskState, TaskWaitQuery};
 pub use vm::{
     DiskType, Drive, DriveKind, DriveRequest, MutateQuery, NewDisk, Nic, NicRequest, RunInfo, Vm, VmBlocked,
-    VmCreate, VmDelete, VmList, VmQuery, VmRegister, VmRename, VmStart, VmUpdate,
+    VmCreate, VmDelete, VmList, VmQuery, VmRegister, VmRename, VmStart, VmUnregister, VmUpdate,
 };
 
 /// Where every path of this version starts.

@@ -71,6 +71,12 @@ pub struct Vm {
     /// When the host stops.
     #[schema(value_type = schema::HostStopAction)]
     pub host_stop: HostStopAction,
+    /// Seconds after the start of the host before it is started.
+    #[serde(default)]
+    pub start_delay_s: u32,
+    /// Smaller numbers are started first and stopped last.
+    #[serde(default)]
+    pub start_order: u32,
     /// The configuration file.
     #[schema(value_type = String)]
     pub config_file: PathBuf,
@@ -122,6 +128,9 @@ pub struct RunInfo {
     pub accelerator: String,
     /// Why that accelerator.
     pub accelerator_reason: String,
+    /// How often the recovery action has started it again without ten minutes of quiet in between.
+    #[serde(default)]
+    pub recoveries: u32,
     /// When QEMU was started.
     #[schema(value_type = schema::Timestamp)]
     pub started: Timestamp,
@@ -266,18 +275,19 @@ pub struct VmCreate {
     #[schema(value_type = schema::HostStartAction)]
     pub host_start: HostStartAction,
     /// When the host stops.
-    #[serde(default = "turn_off")]
+    #[serde(default)]
     #[schema(value_type = schema::HostStopAction)]
     pub host_stop: HostStopAction,
+    /// Seconds after the start of the host before it is started, at most 86,400.
+    #[serde(default)]
+    pub start_delay_s: u32,
+    /// Smaller numbers are started first and stopped last.
+    #[serde(default)]
+    pub start_order: u32,
     /// GUID; a new one unless given.
     #[serde(default)]
     #[schema(value_type = Option<Uuid>)]
     pub id: Option<VmId>,
-}
-
-/// What a host that stops does to a machine unless it was told otherwise: the only action that is carried out so far.
-fn turn_off() -> HostStopAction {
-    HostStopAction::TurnOff
 }
 
 impl VmCreate {
@@ -300,7 +310,9 @@ impl VmCreate {
             accel: AccelPolicy::default(),
             recovery: RecoveryAction::default(),
             host_start: HostStartAction::default(),
-            host_stop: turn_off(),
+            host_stop: HostStopAction::default(),
+            start_delay_s: 0,
+            start_order: 0,
             id: None,
         }
     }
@@ -374,6 +386,14 @@ pub struct VmRegister {
     /// Absolute path.
     #[schema(value_type = String)]
     pub path: PathBuf,
+}
+
+/// A registered folder that is to be forgotten.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct VmUnregister {
+    /// Its absolute path, or the name or GUID of the one machine in it.
+    pub target: String,
 }
 
 /// A new display name.
@@ -450,6 +470,12 @@ pub struct VmUpdate {
     #[serde(default)]
     #[schema(value_type = Option<schema::HostStopAction>)]
     pub host_stop: Option<HostStopAction>,
+    /// Seconds after the start of the host before it is started, at most 86,400.
+    #[serde(default)]
+    pub start_delay_s: Option<u32>,
+    /// Smaller numbers are started first and stopped last.
+    #[serde(default)]
+    pub start_order: Option<u32>,
     /// Drives to attach.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub add_drives: Vec<DriveRequest>,

@@ -65,6 +65,22 @@ fn layer(info: &LayerInfo) -> DiskLayer {
     }
 }
 
+/// Whether a disk reads as the file of its chain that `is_it` knows: all files above that one are empty.
+///
+/// # Errors
+/// Why not, in words that follow the disk's name.
+pub fn reads_as(top: &Path, is_it: impl Fn(&PathBuf) -> bool) -> Result<(), String> {
+    let disk =
+        Disk::open(top, look_options()).map_err(|error| format!(" ({})", crate::failure::chain(&error)))?;
+    let chain = disk.chain();
+    let _ = disk.close();
+    match chain.iter().position(|layer| is_it(&layer.path)) {
+        None => Err(String::new()),
+        Some(at) if chain.iter().take(at).all(|above| above.allocated_blocks == 0) => Ok(()),
+        Some(_) => Err(", which was written to".into()),
+    }
+}
+
 /// Makes a disk.
 ///
 /// # Errors

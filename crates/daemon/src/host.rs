@@ -27,6 +27,8 @@ pub struct Host {
     watched: Mutex<Watched>,
     started: Timestamp,
     boot_id: String,
+    /// In the run folder: that machines were started with this boot.
+    started_mark: PathBuf,
 }
 
 /// What is known of how the host's storage is watched.
@@ -41,9 +43,13 @@ impl Host {
     ///
     /// # Errors
     /// `invalid` when the user does not exist.
-    pub fn new(qemu: &QemuConfig, state_dir: &Path) -> Result<Self, Failure> {
+    pub fn new(qemu: &QemuConfig, state_dir: &Path, run_dir: &Path) -> Result<Self, Failure> {
         let user = QemuUser::new(qemu, rustix::process::geteuid().is_root())?;
-        let boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+        let (boot_id, started_mark) = (boot_of(run_dir), run_dir.join("started"));
+        if !boot_id.contains(':') && !started_mark.exists() {
+            // An older version wrote the boot's mark when it had started the machines.
+            let _ = std::fs::write(&started_mark, &boot_id);
+        }
         Ok(Self {
             qemu: qemu.executable.clone(),
             user,
@@ -53,7 +59,8 @@ impl Host {
             accel: OnceCell::new(),
             watched: Mutex::default(),
             started: Timestamp::now(),
-            boot_id: boot_id.trim().into(),
+            boot_id,
+            started_mark,
         })
     }
 
@@ -80,6 +87,19 @@ impl Host {
                 Err(Failure::precondition(format!("[qemu] sandbox is 'on' and cannot be had: {reason}")))
             }
             ((false, _), _) => Ok(None),
+        }
+    }
+
+    /// Whether machines have not yet been started as their start actions say since the host was booted.
+    #[must_use]
+    pub fn is_first_since_boot(&self) -> bool {
+        std::fs::read_to_string(&self.started_mark).map_or(true, |mark| mark != self.boot_id)
+    }
+
+    /// They have been.
+    pub fn note_started(&self) {
+        if let Err(error) = std::fs::write(&self.started_mark, &self.boot_id) {
+            tracing::warn!(%error, "that machines were started with the host cannot be written down");
         }
     }
 
@@ -229,6 +249,25 @@ impl Host {
     }
 }
 
+/// The boot this is: the kernel's id, and a number of the run folder's, which goes with every boot and, in a container,
+/// with every start of it.
+fn boot_of(run_dir: &Path) -> String {
+    let kernel = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    let kernel = kernel.trim();
+    let mark = run_dir.join("booted");
+    if let Ok(known) = std::fs::read_to_string(&mark)
+        && known.starts_with(kernel)
+        && !known.is_empty()
+    {
+        return known;
+    }
+    let boot = format!("{kernel}:{}", uuid::Uuid::new_v4());
+    if let Err(error) = std::fs::write(&mark, &boot) {
+        tracing::warn!(%error, "the mark of this boot cannot be written");
+    }
+    boot
+}
+
 /// User and group id of a local user, by name or number.
 pub(crate) fn user_ids(name: &str) -> Option<(u32, u32)> {
     passwd(|fields| fields.first() == Some(&name) || fields.get(2) == Some(&name))
@@ -255,6 +294,16 @@ fn passwd(wanted: impl Fn(&[&str]) -> bool) -> Option<Vec<String>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_new_run_folder_is_a_new_boot() {
+        let (a, b) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let first = boot_of(a.path());
+        assert_eq!(boot_of(a.path()), first);
+        assert_ne!(boot_of(b.path()), first);
+        std::fs::write(a.path().join("booted"), "another boot").unwrap();
+        assert_ne!(boot_of(a.path()), first);
+    }
 
     #[test]
     fn local_users_have_names_and_numbers() {

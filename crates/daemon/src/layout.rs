@@ -68,6 +68,18 @@ impl Layout {
         self.machines().join(vm.to_string())
     }
 
+    /// A saved machine's memory.
+    #[must_use]
+    pub fn vm_memory(&self, vm: VmId) -> PathBuf {
+        self.vm_folder(vm).join(format!("{vm}.bin"))
+    }
+
+    /// What it takes to load it; while it exists the machine is saved.
+    #[must_use]
+    pub fn vm_descriptor(&self, vm: VmId) -> PathBuf {
+        self.vm_folder(vm).join(format!("{vm}.vsv"))
+    }
+
     /// The configuration as it was at a checkpoint.
     #[must_use]
     pub fn checkpoint_config(&self, checkpoint: CheckpointId) -> PathBuf {

@@ -179,7 +179,7 @@ fn happening(kind: &'static str, reason: String) -> Happening<'static> {
 }
 
 pub(crate) fn assemble(config: Config) -> Result<Result<Arc<App>, StoreError>, Failure> {
-    let host = Host::new(&config.qemu, &config.state_dir)?;
+    let host = Host::new(&config.qemu, &config.state_dir, &config.run_dir)?;
     let executable = match &config.worker {
         Some(executable) => executable.clone(),
         None => std::env::current_exe()

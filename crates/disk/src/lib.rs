@@ -39,6 +39,7 @@ pub mod nbd;
 mod options;
 mod parent;
 mod quiesce;
+mod saved_state;
 mod seams;
 mod served;
 mod settle;
@@ -65,6 +66,7 @@ pub use merge::{
     plan_merge, reparent,
 };
 pub use options::{DiskFormat, DiskOptions};
+pub use saved_state::mark_saved_state;
 pub use seams::{ChangedRanges, WriteGate};
 pub use served::{DiskRange, FileRange};
 pub use settle::settle_parents;

@@ -121,6 +121,13 @@ impl VmConfig {
             };
             root.set("global_settings/power/host_shutdown/action", &Value::Integer(action));
         }
+        if spec.start_delay_s != old.start_delay_s {
+            let delay = Value::Integer(spec.start_delay_s.into());
+            root.set("global_settings/power/host_startup/delay", &delay);
+        }
+        if spec.start_order != old.start_order {
+            root.set("backstay/start_order", &Value::Integer(spec.start_order.into()));
+        }
     }
 
     fn apply_drives(&mut self, spec: &VmSpec, old: &VmSpec) -> Result<(), ApplyError> {

@@ -11,6 +11,7 @@ use uuid::Uuid;
 const NOW_PARENT: &str = "backstay/now/parent";
 const PENDING: &str = "backstay/pending";
 const KEPT: &str = "backstay/kept_layers";
+const STOPPED_WITH_HOST: &str = "settings/stopped_at_host_shutdown";
 const META: &str = "backstay/checkpoint";
 const TEMPLATE: &str = "backstay/template";
 
@@ -148,6 +149,9 @@ impl VmConfig {
             root.remove(&format!("backstay/{name}"));
         }
         root.remove("savedstate");
+        if root.boolean(STOPPED_WITH_HOST).is_some() {
+            root.set(STOPPED_WITH_HOST, &Value::Bool(false));
+        }
         let flag = "global_settings/disk_merge_pending";
         if root.boolean(flag).is_some() {
             root.set(flag, &Value::Bool(false));
@@ -161,6 +165,20 @@ impl VmConfig {
             }
         }
         clone
+    }
+
+    /// Whether the machine was on when the host was shut down in order, and has not been started since (Hyper-V's own
+    /// node).
+    #[must_use]
+    pub fn stopped_with_host(&self) -> bool {
+        self.root.boolean(STOPPED_WITH_HOST).unwrap_or(false)
+    }
+
+    /// Notes whether the machine was on when the host was shut down.
+    pub fn set_stopped_with_host(&mut self, stopped: bool) {
+        if stopped != self.stopped_with_host() {
+            self.root.set(STOPPED_WITH_HOST, &Value::Bool(stopped));
+        }
     }
 
     /// The checkpoint that Now continues from.

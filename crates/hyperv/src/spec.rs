@@ -63,6 +63,8 @@ impl SpecReader<'_> {
             recovery: self.recovery(),
             host_start: self.host_start(),
             host_stop: self.host_stop(),
+            start_delay_s: self.count("global_settings/power/host_startup/delay", VmSpec::MOST_START_DELAY_S),
+            start_order: self.count("backstay/start_order", u32::MAX),
         }
     }
 
@@ -331,6 +333,20 @@ impl SpecReader<'_> {
                 self.adjusted(PATH, other, "1 (start if it was running)");
                 HostStartAction::StartIfRunning
             }
+        }
+    }
+
+    /// A number from 0 to `most`; 0 where there is none.
+    fn count(&mut self, path: &str, most: u32) -> u32 {
+        match self.root.integer(path) {
+            None => 0,
+            Some(found) => match u32::try_from(found).ok().filter(|count| *count <= most) {
+                Some(count) => count,
+                None => {
+                    self.adjusted(path, found, 0);
+                    0
+                }
+            },
         }
     }
 

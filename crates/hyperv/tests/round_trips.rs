@@ -112,6 +112,8 @@ fn spec() -> impl Strategy<Value = VmSpec> {
                 recovery: a.1,
                 host_start: a.2,
                 host_stop: a.3,
+                start_delay_s: cpu.weight * 8,
+                start_order: cpu.count,
             }
         },
     )

@@ -74,6 +74,10 @@ pub enum VmVerb {
     Resume,
     /// Press the reset button.
     Reset,
+    /// Write memory to disk and power off: the next start continues.
+    Save,
+    /// Throw a saved memory away.
+    DiscardSavedState,
     /// Remove the machine.
     Delete,
     /// Change the display name.
@@ -99,6 +103,8 @@ impl VmVerb {
             Self::Pause => "pause",
             Self::Resume => "resume",
             Self::Reset => "reset",
+            Self::Save => "save",
+            Self::DiscardSavedState => "discard-saved-state",
             Self::Delete => "delete",
             Self::Rename => "rename",
             Self::Configure => "configure",
@@ -137,15 +143,29 @@ pub fn allowed(name: &VmName, state: VmState, verb: VmVerb) -> Result<bool, Refu
             "off, saved or failed",
         ),
         V::Shutdown => (matches!(state, S::Running), matches!(state, S::Off | S::Stopping), "running"),
-        V::TurnOff => (state.is_active(), matches!(state, S::Off | S::Failed), "running, paused or stopping"),
+        V::TurnOff => (
+            state.is_active(),
+            matches!(state, S::Off | S::Failed),
+            "running, paused or stopping (discard-saved-state throws a saved memory away)",
+        ),
         V::Pause => (matches!(state, S::Running), matches!(state, S::Paused), "running"),
         V::Resume => (matches!(state, S::Paused | S::PausedCritical), matches!(state, S::Running), "paused"),
         V::Reset => (matches!(state, S::Running | S::Paused | S::Stopping), false, "running or paused"),
-        V::Delete | V::Configure => (matches!(state, S::Off | S::Failed), false, "off"),
+        V::Save => (matches!(state, S::Running | S::Paused), matches!(state, S::Saved), "running or paused"),
+        V::DiscardSavedState => (matches!(state, S::Saved), false, "saved"),
+        V::Delete => (matches!(state, S::Off | S::Failed | S::Saved), false, "off or saved"),
+        V::Configure if state == S::Saved => (
+            false,
+            false,
+            "off, because its saved memory fits this hardware only: start it and shut it down, or discard-saved-state",
+        ),
+        V::Configure => (matches!(state, S::Off | S::Failed), false, "off"),
         V::Rename => (true, false, ""),
-        V::Checkpoint => {
-            (matches!(state, S::Off | S::Failed | S::Running | S::Paused), false, "running, paused or off")
-        }
+        V::Checkpoint => (
+            matches!(state, S::Off | S::Failed | S::Running | S::Paused | S::Saved),
+            false,
+            "running, paused, saved or off",
+        ),
         V::ApplyCheckpoint => (
             matches!(state, S::Off | S::Failed | S::Running | S::Paused | S::PausedCritical | S::Saved),
             false,
@@ -171,5 +191,9 @@ mod tests {
         assert_eq!(refusal.to_string(), "'web' is running: delete is possible while it is off");
         assert_eq!(allowed(&name, VmState::Running, VmVerb::Start), Ok(false));
         assert_eq!(allowed(&name, VmState::Off, VmVerb::Start), Ok(true));
+        let saved = allowed(&name, VmState::Saved, VmVerb::Configure).unwrap_err().to_string();
+        assert!(saved.contains("'web' is saved") && saved.contains("discard-saved-state"), "{saved}");
+        assert!(allowed(&name, VmState::Saved, VmVerb::TurnOff).is_err());
+        assert_eq!(allowed(&name, VmState::Saved, VmVerb::Save), Ok(false));
     }
 }

@@ -315,6 +315,13 @@ pub struct VmSpec {
     /// When the host stops.
     #[serde(default)]
     pub host_stop: HostStopAction,
+    /// Seconds that the host waits after its own start before it starts the machine, at most
+    /// [`VmSpec::MOST_START_DELAY_S`].
+    #[serde(default)]
+    pub start_delay_s: u32,
+    /// Machines with a smaller number are started before, and stopped after, those with a greater one.
+    #[serde(default)]
+    pub start_order: u32,
 }
 
 /// A configuration that breaks a rule.
@@ -338,15 +345,24 @@ pub enum SpecError {
     /// Two cards, one address.
     #[error("two network cards have the address {0}")]
     MacTwice(MacAddress),
+    /// Start delay out of range.
+    #[error("a start delay of {0} s: at most {max} s", max = VmSpec::MOST_START_DELAY_S)]
+    StartDelay(u32),
 }
 
 impl VmSpec {
+    /// Longest start delay, in seconds: a day.
+    pub const MOST_START_DELAY_S: u32 = 86_400;
+
     /// Checks the rules that hold whatever the host looks like.
     ///
     /// # Errors
     /// The first broken rule.
     pub fn validate(&self) -> Result<(), SpecError> {
         self.cpu.validate().map_err(SpecError::Cpu)?;
+        if self.start_delay_s > Self::MOST_START_DELAY_S {
+            return Err(SpecError::StartDelay(self.start_delay_s));
+        }
         if !(1..=12 << 20).contains(&self.memory_mib) {
             return Err(SpecError::Memory(self.memory_mib));
         }

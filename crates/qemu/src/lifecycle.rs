@@ -161,6 +161,12 @@ impl Lifecycle {
         &self.restarts
     }
 
+    /// How many of them count at `now`.
+    #[must_use]
+    pub fn recent_restarts(&self, now: Duration) -> usize {
+        self.policy.recent(&self.restarts, now)
+    }
+
     /// When [`Event::Tick`] is due at the latest.
     #[must_use]
     pub fn next_deadline(&self) -> Option<Duration> {

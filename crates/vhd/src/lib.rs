@@ -20,6 +20,7 @@ mod info;
 mod layer;
 mod locate;
 pub mod map;
+mod mark;
 mod merge;
 mod open;
 mod overlap;
@@ -43,6 +44,7 @@ pub use format::{
 pub use image::{Image, ReadExtent, Source};
 pub use info::{ImageInfo, ParentLink, ParentLocator, Warning};
 pub use layer::{Format, LayerFormat};
+pub use mark::mark_saved;
 pub use merge::FileSpan;
 pub use open::{OpenOptions, is_split_extension};
 pub use shadow::{Shadow, ShadowSlot};

@@ -354,6 +354,9 @@ pub struct WorkerStatus {
     pub qemu_version: String,
     /// Milliseconds since the Unix epoch when QEMU was started.
     pub started_unix_ms: i64,
+    /// How many starts by the recovery action count at present.
+    #[serde(default)]
+    pub recoveries: u32,
     /// Highest event number so far.
     pub last_event: u64,
     /// Sockets a console client connects to.
@@ -552,4 +555,8 @@ pub struct RestoreFrom {
     pub memory_file: PathBuf,
     /// Its descriptor.
     pub descriptor_file: PathBuf,
+    /// It is the machine's own saved state: it goes when the guest executes, and stays as long as it has not. A
+    /// checkpoint's state stays for ever.
+    #[serde(default)]
+    pub once: bool,
 }

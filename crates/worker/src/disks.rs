@@ -223,6 +223,18 @@ impl DiskSet {
         self.hard_disks().map(of_drive).collect()
     }
 
+    /// Every file of every hard disk's chain, the tops among them.
+    #[must_use]
+    pub fn files(&self) -> Vec<PathBuf> {
+        self.hard_disks().flat_map(|drive| drive.disk.chain()).map(|layer| layer.path).collect()
+    }
+
+    /// Whether no write has come since the disks were opened.
+    #[must_use]
+    pub fn are_unwritten(&self) -> bool {
+        self.hard_disks().all(|drive| drive.disk.stats().writes == 0)
+    }
+
     /// The open disk at a place.
     ///
     /// # Errors

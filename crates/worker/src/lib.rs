@@ -27,13 +27,15 @@ pub mod processors;
 mod report;
 mod run_dir;
 pub mod sandbox;
+pub mod saved_state;
 mod server;
 pub mod spawn;
 mod start;
 mod worker;
 
 pub use checkpoint::descriptor::{
-    Descriptor, DescriptorError, FileFacts, Hardware, HostFacts, Reason, check_restorable, read_descriptor,
+    Descriptor, DescriptorError, FileFacts, FileStamp, Hardware, HostFacts, Reason, check_restorable,
+    read_descriptor,
 };
 pub use checkpoint::hardware;
 pub use checkpoint::stream::file_facts;

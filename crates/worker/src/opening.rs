@@ -208,6 +208,7 @@ impl Opening {
             accelerator_reason: self.instance.accelerator_reason.clone(),
             qemu_version: self.instance.qemu_version.clone(),
             started_unix_ms: self.instance.started_unix_ms,
+            recoveries: 0,
             last_event: self.spool.last(),
             console_socket: self.run.console(),
             processors: String::new(),

@@ -88,6 +88,9 @@ async fn run_machine(
         .with_context(|| format!("{} cannot be read", run.instance().display()))?
         .unwrap_or_default();
     let accel = choose_accel(&run, &record).await;
+    if process.is_none() && !instance.ran {
+        crate::saved_state::unmark(&record).await;
+    }
     let mut opening = Opening::new(run, record, spool, instance, calls, process);
     let accel = match accel {
         Ok(accel) => accel,

@@ -305,8 +305,11 @@ async fn a_saved_machine_continues() {
     run.state(VmState::Saved).await;
     run.gone().await;
 
-    vm.record.restore =
-        Some(RestoreFrom { memory_file: save.memory_file, descriptor_file: save.descriptor_file });
+    vm.record.restore = Some(RestoreFrom {
+        memory_file: save.memory_file,
+        descriptor_file: save.descriptor_file,
+        once: true,
+    });
     let mut run = vm.launch().await;
     run.state(VmState::Running).await;
     let mut guest = run.guest().await;

@@ -98,6 +98,31 @@ fn a_guest_waits_for_room_and_never_sees_an_error() {
 }
 
 #[test]
+fn a_save_without_room_leaves_the_machine_as_it_was() {
+    let Some(small) = Small::mount("40m") else { return };
+    let host =
+        Host::with(&HostOptions { state: Some(small.at.path().join("state")), ..HostOptions::default() });
+    create(&host, small.at.path());
+    let (mut guest, _) = Micro::booting(&host.console("m"));
+    assert_eq!(guest.ask("d08").unwrap(), "d");
+    assert_eq!(guest.count(), 1);
+    let filler = small.fill();
+    let said = host.run(&["vm", "save", "m"]);
+    assert_eq!(said.code, 1, "{said:?}");
+    assert!(said.err.contains("space") || said.err.contains("full"), "{}", said.err);
+    fs::remove_file(filler).unwrap();
+    host.wait_state("m", "running");
+    let machines = host.state().join("Virtual Machines");
+    let folders = fs::read_dir(machines).unwrap().flatten().filter(|entry| entry.path().is_dir()).count();
+    assert_eq!(folders, 0, "nothing is left behind");
+    assert_eq!(guest.count(), 2);
+    host.ok(&["vm", "save", "m"]);
+    host.ok(&["vm", "start", "m"]);
+    assert_eq!(Micro::attach(&host.console("m")).unwrap().count(), 3);
+    drop(host);
+}
+
+#[test]
 fn a_checkpoint_without_room_leaves_the_machine_as_it_was() {
     let Some(small) = Small::mount("40m") else { return };
     let host = unguarded(&small);

@@ -4,8 +4,8 @@ use super::{CallOptions, Client, ClientError, EventFilter, Outcome, TaskFilter};
 use crate::{
     CheckpointApply, CheckpointCreate, CheckpointDelete, CheckpointExport, CheckpointList, CheckpointMerge,
     CheckpointUpdate, DiskCheck, DiskFile, DiskList, DiskMap, DiskMapQuery, DiskQuery, EventList, HostInfo,
-    LogLevel, Task, TaskList, TaskWaitQuery, Vm, VmClone, VmCreate, VmDelete, VmList, VmQuery, VmRegister,
-    VmRename, VmStart, VmTemplate, VmUpdate,
+    HostStopGuests, LogLevel, Task, TaskList, TaskWaitQuery, Vm, VmClone, VmCreate, VmDelete, VmList,
+    VmQuery, VmRegister, VmRename, VmStart, VmTemplate, VmUnregister, VmUpdate,
 };
 use backstay_model::{CheckpointId, TaskId, VmId};
 use reqwest::Method;
@@ -172,6 +172,34 @@ impl Client {
     /// `precondition`, `busy`.
     pub async fn reset_vm(&self, vm: VmId, options: &CallOptions) -> Result<Outcome, ClientError> {
         self.verb(vm, "reset", options).await
+    }
+
+    /// Writes memory to disk and powers off.
+    ///
+    /// # Errors
+    /// `precondition`, `busy`, `no-space`.
+    pub async fn save_vm(&self, vm: VmId, options: &CallOptions) -> Result<Outcome, ClientError> {
+        self.verb(vm, "save", options).await
+    }
+
+    /// Throws a saved machine's memory away.
+    ///
+    /// # Errors
+    /// `precondition`, `busy`.
+    pub async fn discard_saved_state(&self, vm: VmId, options: &CallOptions) -> Result<Outcome, ClientError> {
+        self.verb(vm, "discard-saved-state", options).await
+    }
+
+    /// Forgets a registered folder.
+    ///
+    /// # Errors
+    /// `not-found`, `precondition`, `busy`.
+    pub async fn unregister_vm(
+        &self,
+        body: &VmUnregister,
+        options: &CallOptions,
+    ) -> Result<Outcome, ClientError> {
+        self.call(Method::POST, &["vms", "unregister"]).change(Some(body), options).await
     }
 
     /// A picture of the screen, PNG.
@@ -436,5 +464,17 @@ impl Client {
     /// As every call.
     pub async fn live(&self) -> Result<(), ClientError> {
         self.vms(&VmQuery { name: Some(String::new()), state: None }).await.map(drop)
+    }
+
+    /// Stops all machines as a host does that goes down.
+    ///
+    /// # Errors
+    /// `busy`.
+    pub async fn stop_guests(
+        &self,
+        body: &HostStopGuests,
+        options: &CallOptions,
+    ) -> Result<Outcome, ClientError> {
+        self.call(Method::POST, &["host", "stop-guests"]).change(Some(body), options).await
     }
 }

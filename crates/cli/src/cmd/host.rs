@@ -2,8 +2,10 @@
 
 use crate::context::Context;
 use crate::output::{self, Format};
-use backstay_api::{HostInfo, HostPromise, LogLevel};
+use crate::tasks::{self, ChangeArgs, parse_duration};
+use backstay_api::{HostInfo, HostPromise, HostStopGuests, LogLevel};
 use clap::{Args, Subcommand};
+use std::time::Duration;
 
 /// This host.
 #[derive(Debug, Subcommand)]
@@ -12,6 +14,8 @@ pub enum HostCommand {
     Show,
     /// What the daemon logs, or change it until the daemon is started again
     LogLevel(LogLevelArgs),
+    /// Stop all machines as their settings say for a host that goes down
+    StopGuests(StopGuestsArgs),
 }
 
 /// Arguments.
@@ -35,19 +39,61 @@ async fn log_level(context: &Context, args: LogLevelArgs) -> anyhow::Result<()> 
     }
 }
 
+/// Arguments of `host stop-guests`.
+#[derive(Debug, Args)]
+#[command(
+    long_about = "Stop every machine that is on as its `--host-stop` says: save it, ask its guest to shut down, or turn it \
+                  off; the last started first. A guest that does not shut down in time is saved, and what cannot be saved \
+                  is turned off. The next boot starts those again whose `--host-start` says so. systemd calls this when \
+                  the host goes down; a restart of the daemon touches no machine.",
+    after_long_help = "Examples:\n  backstay host stop-guests --dry-run\n  backstay host stop-guests --shutdown-timeout 5m"
+)]
+pub struct StopGuestsArgs {
+    /// How long a guest may take to shut down before it is saved instead
+    #[arg(long, value_name = "DURATION", default_value = "2m", value_parser = parse_duration)]
+    shutdown_timeout: Duration,
+    /// How many machines of one start order are stopped at the same time
+    #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=64))]
+    parallel: u32,
+    #[command(flatten)]
+    change: ChangeArgs,
+}
+
 impl HostCommand {
     /// Runs the command.
     pub fn run(self, context: &Context) -> anyhow::Result<()> {
-        if let Self::LogLevel(args) = self {
-            return context.block_on(log_level(context, args));
+        match self {
+            Self::Show => show(context),
+            Self::LogLevel(args) => context.block_on(log_level(context, args)),
+            Self::StopGuests(args) => context.block_on(stop_guests(context, &args)),
         }
-        let host = context.block_on(async { Ok(context.client()?.host().await?) })?;
-        output::one(context.format, &host, &facts(&host), |host| host.name.clone())?;
-        for warning in &host.warnings {
-            context.warn(warning);
-        }
-        Ok(())
     }
+}
+
+async fn stop_guests(context: &Context, args: &StopGuestsArgs) -> anyhow::Result<()> {
+    let client = context.client()?;
+    let body = HostStopGuests {
+        shutdown_timeout_s: Some(u32::try_from(args.shutdown_timeout.as_secs()).unwrap_or(u32::MAX)),
+        parallel: Some(args.parallel),
+    };
+    let outcome = client.stop_guests(&body, &args.change.options()).await?;
+    let task =
+        tasks::finish(context, &client, outcome, &args.change, |_| "all machines are stopped".into()).await?;
+    let result = task.and_then(|task| task.result).unwrap_or_default();
+    for machine in result["machines"].as_array().into_iter().flatten() {
+        let word = |key: &str| machine[key].as_str().unwrap_or_default().to_owned();
+        context.note(format!("{}: {}", word("name"), word("outcome")));
+    }
+    Ok(())
+}
+
+fn show(context: &Context) -> anyhow::Result<()> {
+    let host = context.block_on(async { Ok(context.client()?.host().await?) })?;
+    output::one(context.format, &host, &facts(&host), |host| host.name.clone())?;
+    for warning in &host.warnings {
+        context.warn(warning);
+    }
+    Ok(())
 }
 
 fn facts(host: &HostInfo) -> Vec<(&'static str, String)> {

@@ -71,7 +71,7 @@ fn a_machine_is_shown_with_what_is_not_possible_now() {
         "2, limit 75 % = 1.5 cores",
         "00-15-5D-01-07-DC  e1000  user",
         "delete: 'web'",
-        "turn-off (save is set, which this version does not carry out)",
+        "When the host stops",
     ] {
         assert!(shown.contains(text), "{text} in\n{shown}");
     }

@@ -14,6 +14,7 @@ use super::deleting::find_checkpoint;
 use super::merge::kick_quietly;
 use super::merge_files::{forget, world};
 use super::power::end_machine;
+use super::save::drop_state;
 use super::settle::settle_before;
 use super::start::{Beginning, launch};
 use super::{Accepted, App, Call, Done, check_verb, vm_task};
@@ -25,7 +26,7 @@ use crate::layout::is_layer;
 use crate::tasks::TaskContext;
 use backstay_api::{CheckpointApply, CheckpointCreate, Plan, ProblemCode};
 use backstay_hyperv::{ApplyError, LayerStep, VmConfig};
-use backstay_model::{Checkpoint, CheckpointId, VmId, VmSpec, VmVerb};
+use backstay_model::{Checkpoint, CheckpointId, VmId, VmSpec, VmState, VmVerb};
 use std::path::PathBuf;
 use std::sync::Arc;
 use uuid::Uuid;
@@ -138,6 +139,9 @@ fn describe(operation: &str, machine: &Machine, target: &Checkpoint, checked: &C
     if machine.state.is_active() {
         plan.step("turn-off", machine.name(), "");
     }
+    if machine.state == VmState::Saved {
+        plan.step("delete", machine.layout.vm_memory(machine.id).display(), "the saved memory of Now");
+    }
     plan.step("write", machine.config_file.display(), format!("the configuration of '{}'", target.name));
     match &checked.restore {
         Some(from) => {
@@ -218,7 +222,8 @@ async fn switch(
     layers: &[LayerStep],
 ) -> Result<(), Failure> {
     let id = machine.id;
-    let former_tops: Vec<PathBuf> = machine.disks().into_iter().map(|(_, path)| path).collect();
+    let former = machine.disks();
+    let former_tops: Vec<PathBuf> = former.iter().map(|(_, path)| path.clone()).collect();
     // Before anything is torn down: the memory of a checkpoint is that of a machine that runs.
     let _held = match &checked.restore {
         Some(_) => {
@@ -254,6 +259,9 @@ async fn switch(
         after: Some(target.name.clone()),
     };
     app.events.vm(id, saved.name().as_str(), what).await;
+    if saved.state == VmState::Saved {
+        drop_state(app, context, &saved, former, "a checkpoint was applied").await?;
+    }
     if let Some(restore) = checked.restore.clone() {
         context.progress(99, "loading memory");
         let beginning = Beginning { paused: false, restore: Some(restore) };

@@ -1,16 +1,15 @@
 //! Everything that has to hold before a machine is torn down for a checkpoint.
 
 use super::App;
+use super::restorable::{Look, restorable};
 use super::usage::chain_of;
 use crate::disks;
-use crate::failure::{Failure, chain};
+use crate::failure::Failure;
 use crate::inventory::{Machine, Search, blocking, read_config, relocate};
 use backstay_api::{Blocker, ProblemCode};
 use backstay_hyperv::VmConfig;
 use backstay_model::{Checkpoint, DriveMedia, VmSpec};
 use backstay_worker::control::RestoreFrom;
-use backstay_worker::{HostFacts, check_restorable, file_facts, hardware, read_descriptor};
-use std::path::PathBuf;
 
 /// A checkpoint that can be applied.
 #[derive(Debug)]
@@ -110,36 +109,10 @@ async fn memory(
     spec: &VmSpec,
 ) -> Result<RestoreFrom, Vec<Blocker>> {
     const CURE: &str = "bring back disks and configuration only, with --without-memory";
-    let blocker =
-        |detail: String| Blocker { code: ProblemCode::NotRestorable, detail, cure: Some(CURE.into()) };
-    let one = |failure: Failure| vec![blocker(failure.full_message())];
     let from = RestoreFrom {
         memory_file: machine.layout.checkpoint_memory(checkpoint.id),
         descriptor_file: machine.layout.checkpoint_descriptor(checkpoint.id),
+        once: false,
     };
-    let choice = app.host.accelerator(spec.accel).await.map_err(one)?;
-    let qemu_version = app.host.qemu_version().await.map_err(one)?.to_string();
-    let hardware = hardware(spec, choice.accel);
-    let (descriptor_file, memory_file): (PathBuf, PathBuf) =
-        (from.descriptor_file.clone(), from.memory_file.clone());
-    let checked = blocking(move || {
-        let descriptor = match read_descriptor(&descriptor_file) {
-            Ok(descriptor) => descriptor,
-            Err(error) => return Ok(Err(vec![chain(&error)])),
-        };
-        let memory_file = file_facts(&memory_file).map_err(|e| Failure::file("reading", &memory_file, e))?;
-        let facts =
-            HostFacts { qemu_version, accelerator: choice.accel.as_str().into(), hardware, memory_file };
-        Ok(check_restorable(&descriptor, &facts)
-            .map_err(|reasons| reasons.iter().map(|r| format!("its memory cannot be loaded: {r}")).collect()))
-    })
-    .await
-    .map_err(one)?;
-    match checked {
-        Ok(()) => Ok(from),
-        Err(reasons) => {
-            let reasons: Vec<String> = reasons;
-            Err(reasons.into_iter().map(blocker).collect())
-        }
-    }
+    restorable(app, spec, &from, Look::Whole, CURE).await.map(|_| from)
 }

@@ -13,7 +13,7 @@ use crate::store::TaskNote;
 use crate::tasks::TaskContext;
 use backstay_api::{Blocker, CheckpointCreate, Plan, ProblemCode};
 use backstay_hyperv::{LayerStep, PendingCheckpoint};
-use backstay_model::{CheckpointId, VmId, VmVerb};
+use backstay_model::{CheckpointId, VmId, VmState, VmVerb};
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 use std::sync::Arc;
@@ -165,7 +165,7 @@ fn describe(machine: &Machine, decided: &CheckpointPlan) -> Plan {
     for layer in &decided.pending.layers {
         plan.step("create", layer.to.display(), format!("new top of {}", layer.slot));
     }
-    if machine.state.is_active() {
+    if machine.state.is_active() || machine.state == VmState::Saved {
         plan.step("write", machine.layout.checkpoint_memory(id).display(), "memory");
         plan.step("write", machine.layout.checkpoint_descriptor(id).display(), "what it takes to load it");
     }

@@ -8,6 +8,7 @@
 use super::App;
 use super::checkpoint::CheckpointPlan;
 use super::checkpoint_finish::{Captured, complete, give_up, kept_by_worker};
+use super::restorable::own_state;
 use super::settle::{captured_before_end, written_layers};
 use crate::disks;
 use crate::durable;
@@ -16,8 +17,11 @@ use crate::inventory::{Machine, blocking};
 use crate::tasks::{TaskContext, cancelled};
 use backstay_api::{CheckpointResult, ProblemCode};
 use backstay_hyperv::LayerStep;
-use backstay_model::{CheckpointId, VmId};
-use backstay_worker::control::{CheckpointOutcome, CheckpointRequest, LayerSwitch, Reply, Request};
+use backstay_model::{CheckpointId, VmId, VmState};
+use backstay_worker::control::{
+    CheckpointOutcome, CheckpointRequest, LayerSwitch, Reply, Request, RestoreFrom,
+};
+use backstay_worker::saved_state;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -48,7 +52,7 @@ pub(super) async fn take(
     context.progress(2, "preparing");
     context.note(&plan.note()).await;
     let mut folders = vec![machine.layout.layers(machine.id)];
-    if live {
+    if live || machine.state == VmState::Saved {
         folders.push(machine.layout.checkpoint_folder(plan.pending.checkpoint));
     }
     make_folders(folders).await?;
@@ -81,16 +85,50 @@ async fn take_offline(
     let started = std::time::Instant::now();
     let layers = plan.pending.layers.clone();
     let made = blocking(move || make_children(&layers)).await;
-    match made {
-        Ok(()) => {
+    let captured = match made {
+        Ok(()) if machine.state == VmState::Saved => saved_memory(machine, plan).await,
+        Ok(()) => Ok(Captured::off(0)),
+        Err(failure) => Err(failure),
+    };
+    match captured {
+        Ok(captured) => {
             let total_us = u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX);
-            complete(app, &context.who(), machine, plan, Captured::off(total_us)).await
+            complete(app, &context.who(), machine, plan, Captured { total_us, ..captured }).await
         }
         Err(failure) => {
             give_up(app, machine, &[]).await?;
             Err(failure)
         }
     }
+}
+
+/// A saved machine's checkpoint has the saved memory; Now keeps it too, over new differencing disks that are empty.
+async fn saved_memory(machine: &Machine, plan: &CheckpointPlan) -> Result<Captured, Failure> {
+    let from = own_state(machine);
+    let checkpoint = plan.pending.checkpoint;
+    let to = RestoreFrom {
+        memory_file: machine.layout.checkpoint_memory(checkpoint),
+        descriptor_file: machine.layout.checkpoint_descriptor(checkpoint),
+        once: false,
+    };
+    let layers = plan.pending.layers.clone();
+    blocking(move || {
+        let descriptor = saved_state::copy_to_checkpoint(&from, &to, checkpoint)
+            .map_err(|reason| Failure::new(ProblemCode::Internal, reason))?;
+        let tops = |pick: fn(&LayerStep) -> PathBuf| -> Vec<_> {
+            layers.iter().map(|layer| (layer.slot, pick(layer))).collect()
+        };
+        saved_state::mark(&tops(|layer| layer.from.clone()), false);
+        saved_state::mark(&tops(|layer| layer.to.clone()), true);
+        Ok(Captured {
+            pause_us: 0,
+            total_us: 0,
+            memory_bytes: descriptor.file_len,
+            method: Some(descriptor.method),
+            method_reason: "the machine was saved: its saved memory is the checkpoint's too".into(),
+        })
+    })
+    .await
 }
 
 /// Makes the new tops; on failure none is left.

@@ -79,6 +79,8 @@ async fn decide(app: &App, body: VmCreate) -> Result<Creation, Failure> {
         recovery: body.recovery,
         host_start: body.host_start,
         host_stop: body.host_stop,
+        start_delay_s: body.start_delay_s,
+        start_order: body.start_order,
     };
     check_spec(&spec)?;
     check_count(app, &spec.name, &spec.cpu)?;

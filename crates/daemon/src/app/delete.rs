@@ -2,6 +2,7 @@
 //! lacks some.
 
 use super::cleanup::{Doomed, delete_files, own_disks, released_leaves};
+use super::restorable::own_state;
 use super::settle::settle_before;
 use super::usage::{Part, usage};
 use super::{Accepted, App, Call, Done, check_verb, vm_task};
@@ -11,7 +12,8 @@ use crate::failure::{Failure, chain};
 use crate::inventory::{Machine, blocking};
 use crate::tasks::{Hold, TaskContext};
 use backstay_api::{Plan, ProblemCode, VmDelete};
-use backstay_model::{VmId, VmVerb};
+use backstay_model::{VmId, VmState, VmVerb};
+use backstay_worker::saved_state;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -76,6 +78,11 @@ fn describe(machine: &Machine, disks: &Doomed, query: &VmDelete) -> Plan {
     for file in checkpoint_files(machine) {
         plan.step("delete", file.display(), "of a checkpoint");
     }
+    if machine.state == VmState::Saved {
+        let from = own_state(machine);
+        plan.step("delete", from.descriptor_file.display(), "what it takes to load the saved memory");
+        plan.step("delete", from.memory_file.display(), "the saved memory");
+    }
     for file in &disks.files {
         plan.step("delete", file.display(), "disk");
     }
@@ -112,6 +119,16 @@ async fn run(app: Arc<App>, context: TaskContext, id: VmId, query: VmDelete) -> 
     .await?;
     app.inventory.remove(id);
     let mut files = checkpoint_files(&machine);
+    if machine.state == VmState::Saved {
+        let from = own_state(&machine);
+        files.extend([from.descriptor_file, from.memory_file]);
+        let tops = machine.disks();
+        blocking(move || {
+            saved_state::mark(&tops, false);
+            Ok(())
+        })
+        .await?;
+    }
     files.extend(disks.files);
     for failed in delete_files(files).await {
         context.warn(failed);

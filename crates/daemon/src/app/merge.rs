@@ -14,7 +14,7 @@ use crate::inventory::{Machine, blocking};
 use crate::layout::is_layer;
 use crate::tasks::{BackgroundHold, Caller, Hold, TaskContext, cancelled};
 use backstay_api::{CheckpointMerge, KeptFile, MergeResult, Plan, ProblemCode, Task};
-use backstay_model::{FileStep, Layers, Merging, TaskId, VmId};
+use backstay_model::{FileStep, Layers, Merging, TaskId, VmId, VmState};
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -25,6 +25,9 @@ const OPERATION: &str = "checkpoint.merge";
 
 /// How long to wait before a worker that was lost is asked again.
 const AGAIN: Duration = Duration::from_millis(300);
+
+/// Between two looks at a machine that is saved.
+const WHILE_SAVED: Duration = Duration::from_secs(5);
 
 /// How fast, in bytes per second.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -215,6 +218,8 @@ enum Pass {
     Again,
     /// Somebody else wants the machine, or its worker was lost.
     Later,
+    /// Nothing until the machine is not saved any more.
+    Saved,
 }
 
 async fn passes(
@@ -242,6 +247,10 @@ async fn passes(
             }
             Pass::Again => {}
             Pass::Later => tokio::time::sleep(AGAIN).await,
+            Pass::Saved => tokio::select! {
+                () = tokio::time::sleep(WHILE_SAVED) => {}
+                () = context.cancelled() => {}
+            },
         }
     }
 }
@@ -268,6 +277,11 @@ async fn pass(
             delete(app, &machine, &file).await?;
             result.deleted += 1;
             Ok(Pass::Again)
+        }
+        // Its memory fits the disks' files as they are only.
+        Some(FileStep::Merge { .. }) if machine.state == VmState::Saved => {
+            context.progress(1, "waiting: the machine is saved");
+            Ok(Pass::Saved)
         }
         Some(FileStep::Merge { upper, lower, children, states }) => {
             context.progress(1, &format!("merging {}", words(&upper)));

@@ -39,12 +39,28 @@ async fn run_shutdown(app: Arc<App>, context: TaskContext, id: VmId) -> Done {
         context.warn(format!("'{}' is {} already", machine.name(), machine.state));
         return Ok(None);
     }
-    app.workers.call(id, Request::Shutdown, ANSWER).await?;
+    ask_to_shut_down(&app, &context, id, SHUTDOWN).await.map(|()| None)
+}
+
+/// Asks the guest, unless that was done before, and waits for its end.
+///
+/// # Errors
+/// `timeout` when it does not follow, `cancelled`.
+pub(super) async fn ask_to_shut_down(
+    app: &Arc<App>,
+    context: &TaskContext,
+    id: VmId,
+    patience: Duration,
+) -> Result<(), Failure> {
+    let machine = app.inventory.get(id)?;
+    if machine.state != VmState::Stopping {
+        app.workers.call(id, Request::Shutdown, ANSWER).await?;
+    }
     context.progress(10, "waiting for the guest to shut down");
-    let off = app.wait_state(id, SHUTDOWN, |state| !state.is_active());
+    let off = app.wait_state(id, patience, |state| !state.is_active());
     tokio::select! {
         reached = off => match reached {
-            Ok(_) => Ok(None),
+            Ok(_) => Ok(()),
             Err(failure) if failure.code() == ProblemCode::Timeout => Err(Failure::because(
                 ProblemCode::Timeout,
                 format!("the guest of '{}' does not shut down: use turn-off to pull the plug", machine.name()),

@@ -1,11 +1,11 @@
 //! What a daemon does when it starts: find machines, take over living workers, settle what the former one left half done.
 
 use super::checkpoint::CheckpointPlan;
+use super::host_actions::start_with_host;
 use super::merge::kick_quietly;
 use super::power::end_machine;
 use super::settle::{plan_of, settle_pending};
 use super::{App, Done, vm_task};
-use crate::events::Happening;
 use crate::failure::Failure;
 use crate::inventory::{Machine, Search, blocking, find_moved, scan};
 use crate::layout::Layout;
@@ -13,7 +13,7 @@ use crate::store::{StoredTask, TaskNote};
 use crate::tasks::{Caller, Hold, TaskContext, store_failure};
 use crate::workers::{LAUNCH_RECORD, hear_the_end, supervise};
 use backstay_api::ProblemCode;
-use backstay_model::{HostStartAction, VmId, VmState};
+use backstay_model::{VmId, VmState};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -58,7 +58,7 @@ pub async fn recover(app: &Arc<App>) -> Result<(), Failure> {
         // After what was interrupted: it waits for the others.
         kick_quietly(app, machine.id);
     }
-    start_as_configured(app).await;
+    start_with_host(app).await;
     Ok(())
 }
 
@@ -182,6 +182,19 @@ async fn take_up(app: &Arc<App>, stored: StoredTask) {
             app.tasks.interrupt(task, detail).await;
             return;
         }
+        ("vm.save", Some(id)) => app.tasks.resume(stored, &[Hold::Vm(id)], move |_| async move {
+            let (state, reason) = app_too
+                .wait_state(id, Duration::from_mins(60), |s| s != VmState::Saving && s != VmState::Stopping)
+                .await?;
+            if state == VmState::Saved {
+                return Ok(None);
+            }
+            let reason = reason.map_or(String::new(), |reason| format!(": {reason}"));
+            let words = format!(
+                "the daemon was stopped meanwhile, and the machine is {state}{reason}: save it again"
+            );
+            Err(Failure::new(ProblemCode::Interrupted, words))
+        }),
         ("vm.turn-off" | "vm.shutdown", Some(id)) if !launched => {
             app.tasks.resume(stored, &[Hold::Vm(id)], move |_| async move { Ok(None) })
         }
@@ -196,44 +209,6 @@ async fn take_up(app: &Arc<App>, stored: StoredTask) {
     if let Err(failure) = resumed {
         app.tasks.interrupt(task, &failure.full_message()).await;
     }
-}
-
-/// After a boot of the host: machines that ran before it, or that always start, are started.
-async fn start_as_configured(app: &Arc<App>) {
-    for machine in app.inventory.all() {
-        let before =
-            app.store.runtime(machine.id).await.ok().flatten().map(|(_, boot)| boot).unwrap_or_default();
-        let new_boot = before != app.host.boot_id();
-        let was_on = !before.is_empty();
-        let wanted = match machine.spec.host_start {
-            HostStartAction::Nothing => false,
-            HostStartAction::StartIfRunning => was_on && new_boot,
-            HostStartAction::Start => new_boot && first_start_since_boot(app),
-        };
-        if machine.state.is_active() || !wanted {
-            continue;
-        }
-        let call = super::Call { caller: Caller::backstay(), dry_run: false };
-        let vm = machine.id.to_string();
-        if let Err(failure) = super::start_vm(app, &vm, backstay_api::VmStart::default(), &call).await {
-            let reason = format!("it was to start with the host: {}", failure.full_message());
-            let what =
-                Happening { kind: "vm.start-failed", who: "backstay", reason, before: None, after: None };
-            app.events.vm(machine.id, machine.name().as_str(), what).await;
-        }
-    }
-    // A file in the run folder goes with the boot: it tells the next daemon that this was done.
-    if let Err(error) = std::fs::write(boot_mark(app), app.host.boot_id()) {
-        tracing::warn!(%error, "the mark of this boot cannot be written");
-    }
-}
-
-fn boot_mark(app: &App) -> std::path::PathBuf {
-    app.config.run_dir.join("booted")
-}
-
-fn first_start_since_boot(app: &App) -> bool {
-    std::fs::read_to_string(boot_mark(app)).map_or(true, |mark| mark != app.host.boot_id())
 }
 
 #[cfg(test)]

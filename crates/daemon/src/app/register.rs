@@ -220,6 +220,9 @@ async fn take_over(app: &Arc<App>, context: &TaskContext, machine: Machine) -> R
     app.inventory.set_unreadable(machine.config_file.clone(), None);
     app.inventory.set_unreadable(machine.layout.root().into(), None);
     app.inventory.put(machine);
+    let known = app.inventory.get(id)?;
+    let (state, reason) = super::at_rest(app, id, (known.state, known.reason)).await;
+    app.inventory.set_state(id, state, reason);
     // It stays registered: its next operation tries again, or says what hinders it.
     if let Err(failure) = super::settle::settle_machine(app, id).await {
         context.warn(format!("'{name}': {}", failure.full_message()));

@@ -1,7 +1,9 @@
 //! Powering a machine on.
 
 use super::capacity::{obstacles, reserve};
+use super::host_actions::forget_stop;
 use super::processors::weight_of;
+use super::restorable::{Look, saved_restorable};
 use super::settle::settle_before;
 use super::usage::{chain_of, usage};
 use super::{Accepted, App, Call, Done, check_verb, vm_task};
@@ -41,6 +43,10 @@ pub async fn start_vm(app: &Arc<App>, vm: &str, body: VmStart, call: &Call) -> R
     let mut plan = Plan::new("vm.start");
     if check_verb(&machine, VmVerb::Start)? {
         plan.warnings = preflight(app, &machine).await?;
+        if machine.state == VmState::Saved {
+            let from = saved_restorable(app, &machine, Look::Quick).await?;
+            plan.step("load", from.memory_file.display(), "the saved memory; it goes when the guest runs");
+        }
         plan.step(
             "start",
             machine.name(),
@@ -62,6 +68,11 @@ async fn run(app: Arc<App>, context: TaskContext, id: VmId, beginning: Beginning
     context.progress(5, "checking disks");
     for warning in preflight(&app, &machine).await? {
         context.warn(warning);
+    }
+    let mut beginning = beginning;
+    if machine.state == VmState::Saved {
+        context.progress(8, "checking the saved memory");
+        beginning.restore = Some(saved_restorable(&app, &machine, Look::Whole).await?);
     }
     let machine = pin_machine_type(&app, machine).await?;
     launch(&app, &context, &machine, beginning).await?;
@@ -121,7 +132,12 @@ pub(super) async fn check_drives(
                 match usage.conflict(machine.id, &chain.files(), None) {
                     Some(refusal) => Err(refusal),
                     None => {
-                        warnings.extend(chain.warnings);
+                        // Of a saved machine that is no news.
+                        let news = |warning: &String| {
+                            machine.state != VmState::Saved
+                                || !warning.contains("was saved while it used this disk")
+                        };
+                        warnings.extend(chain.warnings.into_iter().filter(news));
                         Ok(())
                     }
                 }
@@ -160,6 +176,8 @@ pub(super) async fn launch(
     let id = machine.id;
     // Until the machine counts as one that is on, which is long before this ends.
     let _held = reserve(app, &machine.spec).await?;
+    forget_stop(app, machine).await;
+    let before = machine.state;
     let folder = app.workers.run_folder(id);
     blocking(move || durable::create_folder(&folder).map_err(|e| Failure::file("making", &folder, e)))
         .await?;
@@ -185,13 +203,13 @@ pub(super) async fn launch(
     }
     app.inventory.set_state(id, VmState::Starting, None);
     if let Err(failure) = app.workers.launch(id, record).await {
-        app.inventory.set_state(id, VmState::Off, None);
+        app.inventory.set_state(id, if before.is_active() { VmState::Off } else { before }, None);
         let _ = app.store.set_boot(id, String::new()).await;
         return Err(failure);
     }
     supervise(app, id, true);
     match app.wait_state(id, START, |state| state != VmState::Starting).await? {
-        (VmState::Off | VmState::Failed, reason) => {
+        (VmState::Off | VmState::Failed | VmState::Saved, reason) => {
             let reason = match reason {
                 Some(reason) => reason,
                 None => last_state_reason(app, id).await,

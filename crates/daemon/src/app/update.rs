@@ -12,11 +12,11 @@ use crate::failure::Failure;
 use crate::inventory::{Machine, blocking};
 use crate::tasks::TaskContext;
 use backstay_api::{Change as SettingChange, Plan, ProblemCode, VmUpdate};
-use backstay_model::{VmId, VmSpec, VmVerb};
+use backstay_model::{VmId, VmSpec, VmState, VmVerb};
 use std::sync::Arc;
 
-/// Changes settings. Notes and the share of the processors can be changed at any time; everything else needs the machine
-/// off.
+/// Changes settings. Notes, the share of the processors and what happens with the host can be changed at any time; most
+/// else needs the machine off.
 ///
 /// # Errors
 /// `not-found`, `invalid`, `precondition`, `stale`, `in-use`, `busy`.
@@ -48,7 +48,7 @@ async fn decide(app: &App, machine: &Machine, body: &VmUpdate) -> Result<Change,
             ),
         ));
     }
-    if !acts_at_any_time(body) {
+    if !may_change(machine.state, body) {
         check_verb(machine, VmVerb::Configure)?;
     }
     let mut spec = (*machine.spec).clone();
@@ -83,16 +83,24 @@ async fn decide(app: &App, machine: &Machine, body: &VmUpdate) -> Result<Change,
     Ok(Change { spec, make: placed.make, warnings })
 }
 
-/// Whether nothing is to be changed that needs the machine off.
-fn acts_at_any_time(body: &VmUpdate) -> bool {
-    let rest = VmUpdate {
+/// Whether the changes may be made in this state: at any time those that no guest notices, while it is saved also those
+/// that its memory does not depend on.
+fn may_change(state: VmState, body: &VmUpdate) -> bool {
+    let mut rest = VmUpdate {
         generation: None,
         notes: None,
         cpu_reserve: None,
         cpu_limit: None,
         cpu_weight: None,
+        host_start: None,
+        host_stop: None,
+        start_delay_s: None,
+        start_order: None,
         ..body.clone()
     };
+    if state == VmState::Saved {
+        rest.recovery = None;
+    }
     rest == VmUpdate::default()
 }
 
@@ -113,6 +121,8 @@ fn set_values(spec: &mut VmSpec, body: &VmUpdate) {
     set(&mut spec.recovery, &body.recovery);
     set(&mut spec.host_start, &body.host_start);
     set(&mut spec.host_stop, &body.host_stop);
+    set(&mut spec.start_delay_s, &body.start_delay_s);
+    set(&mut spec.start_order, &body.start_order);
 }
 
 fn describe(machine: &Machine, change: &Change) -> Plan {

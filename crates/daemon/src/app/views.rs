@@ -9,13 +9,15 @@ use backstay_api::{
 use backstay_model::{Checkpoint, DriveMedia, NicAttachment, NicSpec, VmVerb, allowed};
 use jiff::Timestamp;
 
-const VERBS: [VmVerb; 12] = [
+const VERBS: [VmVerb; 14] = [
     VmVerb::Start,
     VmVerb::Shutdown,
     VmVerb::TurnOff,
     VmVerb::Pause,
     VmVerb::Resume,
     VmVerb::Reset,
+    VmVerb::Save,
+    VmVerb::DiscardSavedState,
     VmVerb::Delete,
     VmVerb::Rename,
     VmVerb::Configure,
@@ -62,6 +64,8 @@ pub fn vm(app: &App, machine: &Machine) -> Vm {
         recovery: spec.recovery,
         host_start: spec.host_start,
         host_stop: spec.host_stop,
+        start_delay_s: spec.start_delay_s,
+        start_order: spec.start_order,
         config_file: machine.config_file.clone(),
         folder: machine.layout.root().into(),
         template: machine.is_template(),

@@ -11,7 +11,7 @@ use axum::http::header;
 use axum::response::IntoResponse;
 use backstay_api::{
     MutateQuery, Plan, Problem, ProblemCode, Task, Vm, VmCreate, VmDelete, VmList, VmQuery, VmRegister,
-    VmRename, VmStart, VmUpdate,
+    VmRename, VmStart, VmUnregister, VmUpdate,
 };
 use backstay_model::VmVerb;
 use backstay_worker::control::Request;
@@ -35,6 +35,9 @@ pub(super) fn routes() -> OpenApiRouter<Arc<App>> {
         .routes(routes!(pause))
         .routes(routes!(resume))
         .routes(routes!(reset))
+        .routes(routes!(save))
+        .routes(routes!(discard_saved_state))
+        .routes(routes!(unregister))
         .routes(routes!(screenshot))
 }
 
@@ -169,6 +172,26 @@ verb!(
     /// Press the reset button
     reset, "/vms/{vm}/reset", "reset_vm"
 );
+
+verb!(
+    /// Write memory to disk and power off; the next start continues
+    save, "/vms/{vm}/save", "save_vm"
+);
+verb!(
+    /// Throw a saved machine's memory away: it is off then
+    discard_saved_state, "/vms/{vm}/discard-saved-state", "discard_saved_state"
+);
+
+/// Forget a registered folder
+///
+/// No file is touched; the folder may be gone. Its machines must be off or saved.
+#[utoipa::path(post, path = "/vms/unregister", tag = "vms", operation_id = "unregister_vm", params(MutateQuery),
+    request_body = VmUnregister,
+    responses((status = 202, description = "Accepted", body = Task), (status = 200, description = "Dry run", body = Plan),
+        (status = "default", description = "A problem", body = Problem, content_type = "application/problem+json")))]
+async fn unregister(State(app): Shared, ChangeWith(call, body): ChangeWith<VmUnregister>) -> Answer {
+    Ok(app.once(call, |app, call| async move { app::unregister(&app, body, &call).await }).await?)
+}
 
 /// A picture of the screen
 #[utoipa::path(get, path = "/vms/{vm}/screenshot", tag = "vms", operation_id = "screenshot_vm",

@@ -73,8 +73,8 @@ fn xml_files(folder: &Path) -> io::Result<Vec<PathBuf>> {
     Ok(files)
 }
 
-/// Reads one machine with its checkpoints, its files where the configurations name them; it is off as far as the folder
-/// tells.
+/// Reads one machine with its checkpoints, its files where the configurations name them; it is off or saved, as the
+/// folder tells.
 ///
 /// # Errors
 /// In words, without the path.
@@ -118,6 +118,8 @@ pub fn assemble(
             file.display()
         ));
     }
+    let saved = layout.vm_descriptor(spec.id).exists();
+    let state = if saved { VmState::Saved } else { VmState::Off };
     Machine {
         id: spec.id,
         layout: layout.clone(),
@@ -128,7 +130,7 @@ pub fn assemble(
         warnings: Arc::new(warnings),
         problems: Arc::new(problems),
         checkpoints: Arc::new(tree),
-        state: VmState::Off,
+        state,
         reason: None,
         run: None,
     }

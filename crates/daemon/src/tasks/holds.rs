@@ -24,6 +24,8 @@ pub enum Hold {
     Name(String),
     /// The set of registered folders.
     Folders,
+    /// All machines, which stop with the host.
+    Guests,
 }
 
 impl Hold {
@@ -33,6 +35,7 @@ impl Hold {
             Self::Files(_) => "the files of its checkpoints".into(),
             Self::Name(name) => format!("the name '{name}'"),
             Self::Folders => "the registered folders".into(),
+            Self::Guests => "stopping all machines".into(),
         }
     }
 }

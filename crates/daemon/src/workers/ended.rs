@@ -2,7 +2,7 @@
 
 use super::supervise::{Ending, Following};
 use super::{ENDED_RECORD, EVENT_SPOOL, LAUNCH_RECORD, ingest};
-use crate::app::App;
+use crate::app::{App, at_rest};
 use crate::failure::{Failure, chain};
 use crate::inventory::blocking;
 use backstay_model::{VmId, VmState};
@@ -13,6 +13,13 @@ use std::sync::Arc;
 /// Takes over state, reason and history of a machine whose last run is over, if it has one since the host was booted: it
 /// is not one that ran when the host went down.
 pub async fn hear_the_end(app: &Arc<App>, vm: VmId) {
+    let ending = last_run(app, vm).await;
+    let known = app.inventory.get(vm).map_or((VmState::Off, None), |machine| (machine.state, machine.reason));
+    let (state, reason) = at_rest(app, vm, ending.unwrap_or(known)).await;
+    app.inventory.set_state(vm, state, reason);
+}
+
+async fn last_run(app: &Arc<App>, vm: VmId) -> Option<Ending> {
     let folder = app.workers.run_folder(vm);
     let told = blocking(move || {
         if folder.join(LAUNCH_RECORD).exists() || !folder.join(ENDED_RECORD).exists() {
@@ -23,7 +30,7 @@ pub async fn hear_the_end(app: &Arc<App>, vm: VmId) {
     });
     let told = match told.await {
         Ok(Some(told)) => told,
-        Ok(None) => return,
+        Ok(None) => return None,
         Err(failure) => {
             tracing::error!(%vm, error = failure.full_message(), "the events of a machine that ended are lost");
             Vec::new()
@@ -46,7 +53,7 @@ pub async fn hear_the_end(app: &Arc<App>, vm: VmId) {
     if let Err(error) = app.store.set_boot(vm, String::new()).await {
         tracing::error!(%vm, error = chain(&error), "the end of a machine could not be written");
     }
-    app.inventory.set_state(vm, ending.0, ending.1);
+    Some(ending)
 }
 
 /// The last state that was told, also if it is in the history already: states are not kept there.

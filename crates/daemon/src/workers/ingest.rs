@@ -54,6 +54,7 @@ fn run_info(status: &WorkerStatus, worker_pid: u32) -> RunInfo {
         qemu_version: status.qemu_version.clone(),
         accelerator: status.accelerator.clone(),
         accelerator_reason: status.accelerator_reason.clone(),
+        recoveries: status.recoveries,
         started: Timestamp::from_millisecond(status.started_unix_ms).unwrap_or_default(),
         console_socket: status.console_socket.clone(),
         vnc_socket: status.vnc_socket.clone(),
@@ -94,7 +95,8 @@ pub(super) async fn event(app: &Arc<App>, vm: VmId, frame: EventFrame, following
                 app.inventory.set_state(vm, to, standing_reason(app, vm, to, &reason));
                 refresh = to == VmState::Running || to == VmState::Paused;
             } else {
-                following.ending = (to, (to == VmState::Failed).then(|| reason.clone()));
+                let telling = to == VmState::Failed || (to == VmState::Saved && reason != "saved");
+                following.ending = (to, telling.then(|| reason.clone()));
             }
             Told {
                 before: Some(from.to_string()),
@@ -105,7 +107,9 @@ pub(super) async fn event(app: &Arc<App>, vm: VmId, frame: EventFrame, following
         WorkerEvent::QemuDied { reason, log, action } => {
             let log =
                 if log.is_empty() { String::new() } else { format!("; its last words: {}", log.join(" | ")) };
-            Told { after: Some(action), ..Told::new("vm.qemu-died", format!("{reason}{log}")) }
+            let file = app.workers.run_folder(vm).join("qemu.log");
+            let place = format!("; all of them in {}", file.display());
+            Told { after: Some(action), ..Told::new("vm.qemu-died", format!("{reason}{log}{place}")) }
         }
         WorkerEvent::Adopted { qemu_pid } => {
             let gap = gap_ms(following.lost_at_unix_ms, frame.at_unix_ms)
@@ -145,6 +149,9 @@ pub(super) async fn event(app: &Arc<App>, vm: VmId, frame: EventFrame, following
 
 /// Why a guest stands still without having been asked to; what a stalled disk told says more than the change of state.
 fn standing_reason(app: &App, vm: VmId, to: VmState, reason: &str) -> Option<String> {
+    if to == VmState::Starting && reason.contains("starts again") {
+        return Some(reason.to_owned());
+    }
     if to != VmState::PausedCritical {
         return None;
     }

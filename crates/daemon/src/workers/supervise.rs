@@ -1,7 +1,7 @@
 //! Following one worker from its start to the end of its machine.
 
 use super::{CONTROL_SOCKET, Connection, EVENT_SPOOL, LAUNCH_RECORD, ingest};
-use crate::app::App;
+use crate::app::{App, at_rest};
 use crate::events::Happening;
 use crate::failure::chain;
 use backstay_model::{VmId, VmState};
@@ -19,6 +19,9 @@ const STARTING: Duration = Duration::from_secs(10);
 /// How long to try a worker that may still live from a former daemon: its socket either listens or not.
 const ADOPTING: Duration = Duration::from_millis(100);
 
+/// After so many failures in a row a worker that cannot be started is told once more.
+const LONG_TROUBLE: u32 = 9;
+
 /// Follows the worker of `vm` in a task of its own until the machine has ended. `fresh`: it was just launched.
 /// Does nothing when it is followed already.
 pub fn supervise(app: &Arc<App>, vm: VmId, fresh: bool) {
@@ -33,6 +36,7 @@ pub fn supervise(app: &Arc<App>, vm: VmId, fresh: bool) {
     let app = Arc::clone(app);
     tokio::spawn(async move {
         let last = follow(&app, vm, &connection, fresh).await;
+        let last = at_rest(&app, vm, last).await;
         app.workers.table().remove(&vm);
         if let Err(error) = app.store.set_boot(vm, String::new()).await {
             tracing::error!(%vm, error = chain(&error), "the end of a machine could not be written");
@@ -106,7 +110,8 @@ fn pause_before(failures: u32) -> Duration {
     match failures {
         0 => Duration::ZERO,
         1..=3 => Duration::from_millis(500),
-        _ => Duration::from_secs(5),
+        4..=8 => Duration::from_secs(5),
+        _ => Duration::from_secs(30),
     }
 }
 
@@ -136,9 +141,13 @@ async fn respawn(app: &Arc<App>, vm: VmId, failures: u32) {
         Ok(Err(SpawnError::Running(_))) | Err(_) => {}
         Ok(Err(error)) => {
             let reason = format!("its worker cannot be started: {}", chain(&error));
-            let state = app.inventory.get(vm).map_or(VmState::Failed, |m| m.state);
+            // Without its worker the guest stands still at its next disk request.
+            let state = match app.inventory.get(vm).map(|machine| machine.state) {
+                Ok(VmState::Starting) => VmState::Starting,
+                _ => VmState::PausedCritical,
+            };
             app.inventory.set_state(vm, state, Some(reason.clone()));
-            if failures == 0 {
+            if failures == 0 || failures == LONG_TROUBLE {
                 app.events
                     .vm(
                         vm,

@@ -23,6 +23,8 @@ fn spec(hardware: VirtualHardware, machine_type: &str) -> VmSpec {
         recovery: RecoveryAction::None,
         host_start: HostStartAction::Nothing,
         host_stop: HostStopAction::Save,
+        start_delay_s: 0,
+        start_order: 0,
     }
 }
 

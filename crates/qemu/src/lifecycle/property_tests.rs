@@ -118,7 +118,7 @@ impl World {
     fn new() -> Self {
         let mut world = Self {
             life: Lifecycle::new(
-                RecoveryPolicy { limit: 1000, ..RecoveryPolicy::new(RecoveryAction::Restart) },
+                RecoveryPolicy { quiet: Duration::ZERO, ..RecoveryPolicy::new(RecoveryAction::Restart) },
                 vec![],
             ),
             qemu: Qemu::default(),

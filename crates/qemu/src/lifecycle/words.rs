@@ -182,20 +182,39 @@ pub enum Effect {
 pub struct RecoveryPolicy {
     /// Restart or not.
     pub action: RecoveryAction,
-    /// Restarts within `window` before giving up.
-    pub limit: usize,
-    /// How long a restart counts.
-    pub window: Duration,
+    /// A machine that ran for so long since its last restart starts to count anew.
+    pub quiet: Duration,
 }
 
 impl RecoveryPolicy {
-    /// Five restarts within ten minutes.
+    /// Waits before the first restart, the second … in seconds; after the last one it stays off.
+    pub const WAITS_S: [u64; 6] = [0, 10, 30, 60, 120, 300];
+
+    /// The waits above; ten minutes of quiet forget them.
     #[must_use]
     pub fn new(action: RecoveryAction) -> Self {
-        Self { action, limit: 5, window: Duration::from_secs(600) }
+        Self { action, quiet: Duration::from_secs(600) }
     }
 
-    /// How long to wait before the next restart, or why there is none. The first is at once, then 1, 2, 4 … s.
+    /// How many of the former restarts count at `now`: those since it last ran quietly.
+    #[must_use]
+    pub fn recent(&self, former: &[Duration], now: Duration) -> usize {
+        let mut count = 0;
+        for (index, at) in former.iter().enumerate() {
+            count += 1;
+            // It ran from this restart until it died: before the next restart, which waited first.
+            let waited = Self::WAITS_S.get(count).copied().unwrap_or(0);
+            let died =
+                former.get(index + 1).map_or(now, |next| next.saturating_sub(Duration::from_secs(waited)));
+            if died.saturating_sub(*at) >= self.quiet {
+                count = 0;
+            }
+        }
+        count
+    }
+
+    /// How long to wait before the next restart, or why there is none. `former`: when it was restarted before, oldest
+    /// first, on the clock of `now`.
     ///
     /// # Errors
     /// The words for giving up.
@@ -203,16 +222,66 @@ impl RecoveryPolicy {
         if self.action == RecoveryAction::None {
             return Err("stays off, as its recovery action says".to_owned());
         }
-        let recent = former.iter().filter(|&&at| now.saturating_sub(at) < self.window).count();
-        if recent >= self.limit {
-            let minutes = self.window.as_secs() / 60;
-            return Err(format!("stays off: it was restarted {recent} times within {minutes} minutes"));
+        let recent = self.recent(former, now);
+        match Self::WAITS_S.get(recent) {
+            Some(wait) => Ok(Duration::from_secs(*wait)),
+            None => Err(format!(
+                "stays off: it was started again {recent} times and never ran for {} minutes",
+                self.quiet.as_secs() / 60
+            )),
         }
-        let wait = match u32::try_from(recent) {
-            Ok(0) => 0,
-            Ok(n) => 1u64 << (n - 1).min(6),
-            Err(_) => 64,
-        };
-        Ok(Duration::from_secs(wait))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(seconds: u64) -> Duration {
+        Duration::from_secs(seconds)
+    }
+
+    /// The history of a machine that dies `life` seconds after each of its starts, until it stays off.
+    fn waits(life: u64) -> Vec<u64> {
+        let policy = RecoveryPolicy::new(RecoveryAction::Restart);
+        let (mut now, mut former, mut waits) = (at(1_000_000), Vec::new(), Vec::new());
+        while let Ok(wait) = policy.decide(&former, now) {
+            waits.push(wait.as_secs());
+            now += wait;
+            former.push(now);
+            now += at(life);
+            if waits.len() > 20 {
+                break;
+            }
+        }
+        waits
+    }
+
+    #[test]
+    fn each_restart_waits_longer_and_the_last_one_is_followed_by_none() {
+        assert_eq!(waits(1), [0, 10, 30, 60, 120, 300]);
+        assert_eq!(waits(599), [0, 10, 30, 60, 120, 300]);
+    }
+
+    #[test]
+    fn ten_quiet_minutes_forget_what_was_before() {
+        assert!(waits(600).iter().all(|wait| *wait == 0));
+        let policy = RecoveryPolicy::new(RecoveryAction::Restart);
+        // Two quick deaths, a quiet time, and one more.
+        let former = [at(100), at(110), at(900)];
+        assert_eq!(policy.recent(&former, at(905)), 1);
+        assert_eq!(policy.decide(&former, at(905)), Ok(at(10)));
+        assert_eq!(policy.decide(&former, at(1500)), Ok(at(0)));
+    }
+
+    #[test]
+    fn a_clock_that_went_back_counts_as_recent() {
+        let policy = RecoveryPolicy::new(RecoveryAction::Restart);
+        assert_eq!(policy.recent(&[at(500)], at(400)), 1);
+    }
+
+    #[test]
+    fn without_the_action_it_stays_off() {
+        assert!(RecoveryPolicy::new(RecoveryAction::None).decide(&[], at(1)).is_err());
     }
 }

@@ -31,6 +31,8 @@ pub fn spec(name: &str) -> VmSpec {
         recovery: RecoveryAction::Restart,
         host_start: HostStartAction::Nothing,
         host_stop: HostStopAction::TurnOff,
+        start_delay_s: 0,
+        start_order: 0,
     }
 }
 

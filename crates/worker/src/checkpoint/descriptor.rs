@@ -72,6 +72,22 @@ pub struct Descriptor {
     pub crc32c: u32,
     /// The disks' files that hold their content at that instant.
     pub disks: Vec<CheckpointDisk>,
+    /// For a saved machine, what every file of its disks' chains was when they had been closed.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub files: Vec<FileStamp>,
+}
+
+/// What a file was at some instant: whoever writes to it changes this.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FileStamp {
+    /// The file.
+    pub path: PathBuf,
+    /// Bytes.
+    pub len: u64,
+    /// Nanoseconds since the Unix epoch of its last change.
+    pub modified_unix_ns: i64,
+    /// Device and inode: a copy of the file is another one.
+    pub identity: (u64, u64),
 }
 
 /// A descriptor that cannot be read.
@@ -196,6 +212,13 @@ pub enum Reason {
         /// Of the file.
         here: u64,
     },
+    /// A disk's file is not what it was.
+    Disk {
+        /// The file.
+        path: PathBuf,
+        /// What is different.
+        what: String,
+    },
     /// The `.bin` file's content changed.
     Checksum {
         /// By the descriptor.
@@ -216,9 +239,12 @@ impl fmt::Display for Reason {
                 "it was saved under {saved} and the machine would start under {here}: set the accelerator to {saved}"
             ),
             Self::Hardware { what, saved, here } => {
-                write!(f, "{what} was {saved} and is now {here}: apply the checkpoint's configuration too")
+                write!(f, "{what} was {saved} and is now {here}")
             }
             Self::Missing => f.write_str("its memory file is missing"),
+            Self::Disk { path, what } => {
+                write!(f, "{} {what}, and the memory fits only what it was", path.display())
+            }
             Self::Length { saved, here } => {
                 write!(f, "its memory file has {here} bytes instead of {saved}: it was cut short or replaced")
             }
@@ -306,6 +332,7 @@ mod tests {
             file_len: 100,
             crc32c: 7,
             disks: vec![],
+            files: vec![],
         }
     }
 

@@ -100,6 +100,9 @@ pub struct Intent {
     pub checkpoint: backstay_model::CheckpointId,
     /// The guest executed and has to execute again.
     pub running: bool,
+    /// The machine ends when it is complete.
+    #[serde(default)]
+    pub save: bool,
     /// The disks' steps.
     pub switches: Vec<LayerSwitch>,
     /// The memory file.
@@ -158,7 +161,7 @@ pub enum JobError {
         source: io::Error,
     },
     /// On request.
-    #[error("the checkpoint was cancelled")]
+    #[error("it was cancelled")]
     Cancelled,
     /// Nothing happened.
     #[error("QEMU saved no page within {} s", FIRST_PAGE.as_secs())]
@@ -201,7 +204,10 @@ impl Job {
         tracing::info!(plan = %serde_json::to_string(&self.plan).unwrap_or_default(), "checkpoint begins");
         match self.take(&mut done, running).await {
             Ok(written) => {
-                self.clean_run_dir();
+                // The record of a save stays until QEMU has ended: a worker that takes over must not let the guest run.
+                if !self.plan.save {
+                    self.clean_run_dir();
+                }
                 CheckpointOutcome::Complete {
                     pause_us: self.progress.pause_us.load(Relaxed),
                     total_us: u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX),
@@ -235,6 +241,13 @@ impl Job {
             StreamFormat::Zstd => self.background(done, file, running).await?,
             StreamFormat::MappedRam => self.to_file(done, file, running).await?,
         };
+        if plan.save {
+            // The descriptor says that the disks are as memory knows them.
+            self.on_disks(|disks, _| disks.flush()).await?;
+            if *self.progress.cancel.borrow() {
+                return Err(JobError::Cancelled);
+            }
+        }
         self.finish(done, written, created_unix_ms).await?;
         Ok(written)
     }
@@ -336,6 +349,7 @@ impl Job {
         let intent = Intent {
             checkpoint: plan.checkpoint,
             running: plan.running,
+            save: plan.save,
             switches: plan.switches.clone(),
             memory_file: plan.memory_file.clone(),
             descriptor_file: plan.descriptor_file.clone(),
@@ -482,6 +496,7 @@ impl Job {
             file_len: len,
             crc32c,
             disks: self.disks.at_checkpoint(&plan.switches),
+            files: Vec::new(),
         }
     }
 

@@ -54,6 +54,8 @@ pub struct Plan {
     pub running: bool,
     /// It has to execute again afterwards.
     pub resume: bool,
+    /// The machine ends afterwards.
+    pub save: bool,
     /// The disks' steps.
     pub switches: Vec<LayerSwitch>,
     /// Where memory goes.
@@ -76,7 +78,7 @@ pub enum PlanError {
     State,
     /// QEMU's limit.
     #[error(
-        "a second checkpoint in one pause needs background snapshots, which this host lacks: resume the machine and pause it again"
+        "a second checkpoint or save in one pause needs background snapshots, which this host lacks: resume the machine and pause it again"
     )]
     PausedAfterSave,
     /// The caller's picture of the disks is stale.
@@ -125,6 +127,7 @@ pub fn plan(request: &CheckpointRequest, situation: &Situation) -> Result<Plan, 
         stream,
         running,
         resume: running,
+        save: false,
         switches: request.disks.clone(),
         memory_file: request.memory_file.clone(),
         descriptor_file: request.descriptor_file.clone(),
@@ -149,6 +152,7 @@ pub fn plan_save(request: &SaveRequest, situation: &Situation) -> Result<Plan, P
         stream: StreamFormat::MappedRam,
         running,
         resume: false,
+        save: true,
         switches: Vec::new(),
         memory_file: request.memory_file.clone(),
         descriptor_file: request.descriptor_file.clone(),

@@ -7,7 +7,7 @@ use crate::inspect;
 use crate::processors::ProcessorOrder;
 use crate::server::Call;
 use backstay_disk::{Disk, MergeControl};
-use backstay_model::{CheckpointId, DriveSlot, MemoryMethod, VmVerb};
+use backstay_model::{CheckpointId, DriveSlot, MemoryMethod, VmState, VmVerb};
 use backstay_qemu::lifecycle::{Event as Life, UserRequest};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -73,7 +73,7 @@ impl Owner {
             _ if self.is_asking_for(checkpoint) => self.stop_asking(),
             _ => {
                 let words = "is not being written: there is nothing to cancel";
-                return refuse(format!("checkpoint {checkpoint} {words}"));
+                return refuse(format!("{checkpoint} {words}"));
             }
         }
         Ok(Reply::Done)
@@ -89,6 +89,7 @@ impl Owner {
             accelerator_reason: self.instance.accelerator_reason.clone(),
             qemu_version: self.instance.qemu_version.clone(),
             started_unix_ms: self.instance.started_unix_ms,
+            recoveries: self.recoveries(),
             last_event: self.spool.last(),
             console_socket: self.run.console(),
             vnc_socket: self.run.vnc(),
@@ -150,7 +151,11 @@ impl Owner {
             return Ok(false);
         }
         if holds {
-            return Err(format!("a checkpoint of '{name}' is being taken: try again in a moment"));
+            let what = match self.state {
+                VmState::Saving => format!("'{name}' is being saved"),
+                _ => format!("a checkpoint of '{name}' is being taken"),
+            };
+            return Err(format!("{what}: try again in a moment"));
         }
         if verb == VmVerb::Resume && self.guard.stands() {
             let why = self.reason.as_deref().unwrap_or("its volume is nearly full");

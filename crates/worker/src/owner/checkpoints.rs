@@ -80,6 +80,11 @@ impl Owner {
         let Some(qmp) = self.qmp() else {
             return drop(reply.send(refuse(PlanError::State.to_string())));
         };
+        if matches!(wish, Wish::Save(_)) && self.keeps_saved_state() {
+            let words = "the guest has not run since its saved memory was loaded, and that is still on disk: turn it off, \
+                         and it is saved as before";
+            return drop(reply.send(refuse(words)));
+        }
         let probe = matches!(wish, Wish::Checkpoint(_)) && !self.record.avoid_background;
         self.asking = Some(Asking { wish, reply, task: tokio::spawn(see(qmp, probe)) });
     }
@@ -115,7 +120,8 @@ impl Owner {
 
     fn situation(&self, seen: Seen) -> Result<Situation, Answer> {
         let activity = match self.state {
-            VmState::Running if seen.status == RunState::Running => Activity::Running,
+            // One that was asked to shut down and does not follow can be saved.
+            VmState::Running | VmState::Stopping if seen.status == RunState::Running => Activity::Running,
             VmState::Running => {
                 return Err(refuse("another command is being carried out: try again in a moment"));
             }
@@ -171,16 +177,18 @@ impl Owner {
 
     pub(super) async fn job_done(&mut self, outcome: CheckpointOutcome) {
         let Some(job) = self.job.take() else { return };
-        let (held, save) = (job.holds_guest(), self.state == VmState::Saving);
-        self.saved = save && matches!(outcome, CheckpointOutcome::Complete { .. });
+        let (held, save) = (job.holds_guest(), job.plan.save);
+        if save && matches!(outcome, CheckpointOutcome::Complete { .. }) {
+            self.saved = Some(job.plan.descriptor_file.clone());
+        }
         self.conclude(&job.plan, job.reply, outcome);
-        if save && !self.saved {
+        if save && self.saved.is_none() && self.state == VmState::Saving {
             self.set_state(self.life.state(), "the machine could not be saved");
         }
         if held {
             self.feed(Life::CheckpointEnd).await;
         }
-        if self.saved {
+        if self.saved.is_some() {
             self.feed(Life::User(UserRequest::TurnOff)).await;
         }
     }
@@ -199,15 +207,20 @@ impl Owner {
         let _ = reply.send(answer);
     }
 
-    /// A former worker died in the middle of a checkpoint: ends what QEMU still does for it, keeps the checkpoint if it is
+    /// A former worker died in the middle of a checkpoint or save: ends what QEMU still does for it, keeps the checkpoint if it is
     /// whole, else removes its memory. The disks stay on their new files, which the guest may have written to.
+    /// A whole save is noted in `saved`: the guest must not execute again.
     pub(super) async fn clean_up_after_job(&mut self, qmp: Option<&Qmp>) {
         let intent: Intent = match durable::read_json(&self.run.intent()) {
             Ok(Some(intent)) => intent,
             Ok(None) => return,
             Err(error) => return tracing::error!(%error, "the record of an unfinished checkpoint is damaged"),
         };
-        if let Some(qmp) = qmp {
+        let whole =
+            read_descriptor(&intent.descriptor_file).ok().filter(|d| d.checkpoint == intent.checkpoint);
+        if intent.save && whole.is_some() {
+            self.saved = Some(intent.descriptor_file.clone());
+        } else if let Some(qmp) = qmp {
             end_migration(qmp).await;
             let stopped = match qmp.query_status().await {
                 Ok(info) => matches!(info.status, RunState::Paused | RunState::Postmigrate),
@@ -220,8 +233,6 @@ impl Owner {
                 tracing::warn!(%error, "the guest could not be continued");
             }
         }
-        let whole =
-            read_descriptor(&intent.descriptor_file).ok().filter(|d| d.checkpoint == intent.checkpoint);
         let outcome = match whole {
             Some(descriptor) => CheckpointOutcome::Complete {
                 pause_us: 0,
@@ -242,7 +253,9 @@ impl Owner {
         };
         self.outcomes.insert(intent.checkpoint, outcome.clone());
         self.tell(WorkerEvent::CheckpointFinished { checkpoint: intent.checkpoint, outcome });
-        let _ = durable::remove(&self.run.intent());
+        if self.saved.is_none() {
+            let _ = durable::remove(&self.run.intent());
+        }
         let _ = durable::remove(&self.run.stream());
     }
 }

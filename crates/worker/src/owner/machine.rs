@@ -5,6 +5,7 @@ use crate::control::WorkerEvent;
 use crate::instance::Instance;
 use crate::report::chain_of;
 use crate::start::{Machine, StartError, Started, start};
+use backstay_model::VmState;
 use backstay_qemu::lifecycle::Event as Life;
 use backstay_qemu::process::{ExitReason, LastExit, QemuProcess, last_exit};
 use backstay_qemu::qmp::{Qmp, RunState};
@@ -23,8 +24,11 @@ impl Owner {
     /// No QEMU lives: start one, unless one has ended here while no worker watched.
     pub(super) async fn first_start(&mut self) {
         let last = last_exit(&self.run);
+        self.clean_up_after_job(None).await;
+        if self.saved.is_some() {
+            return self.finish(VmState::Saved, "saved").await;
+        }
         if self.instance.ran && last != LastExit::NeverStarted {
-            self.clean_up_after_job(None).await;
             let paused_by_user = self.instance.paused;
             self.feed(Life::Adopted { status: RunState::Running, paused_by_user }).await;
             let (reason, orderly) = match last {
@@ -33,19 +37,21 @@ impl Owner {
             };
             return self.feed(Life::Exited { reason: reason.into(), orderly }).await;
         }
-        self.instance = Instance { processors: self.instance.processors, ..Instance::default() };
+        // Of a machine that may have run nothing is loaded twice.
+        let spent = self.instance.ran && self.record.restore.as_ref().is_some_and(|from| from.once);
+        self.instance = Instance { ran: spent, processors: self.instance.processors, ..Instance::default() };
         self.begin_start("starting");
     }
 
     pub(super) fn begin_start(&mut self, reason: &str) {
         self.set_state(self.life.state(), reason);
+        // Only if the guest has not run since.
+        let restore = self.state_to_load();
         self.instance.accelerator = self.accel.accel.as_str().into();
         self.instance.accelerator_reason.clone_from(&self.accel.reason);
         self.instance.started_unix_ms = now_unix_ms();
         self.remember();
         let (run, record, accel) = (self.run.clone(), self.record.clone(), self.accel.clone());
-        // A saved state is loaded only if the guest has not run since.
-        let restore = self.record.restore.clone().filter(|_| !self.instance.ran);
         let (cancel, cancelled) = watch::channel(false);
         let (processors, order) = (self.processors.clone(), self.processor_order());
         let task = tokio::spawn(async move {
@@ -74,7 +80,7 @@ impl Owner {
         let run = started.run && (self.instance.ran || !self.record.start_paused);
         if run
             && self.life.wants_to_run()
-            && let Err(reason) = self.note(|instance| instance.ran = true)
+            && let Err(reason) = self.about_to_run()
         {
             let _ = started.machine.process.kill();
             started.machine.process.wait().await;
@@ -137,19 +143,32 @@ impl Owner {
         self.tell(WorkerEvent::Adopted { qemu_pid: pid });
         self.confine();
         self.clean_up_after_job(Some(&qmp)).await;
+        if self.saved.is_some() {
+            // All that was left to do is its end.
+            if let Some(machine) = self.machine.clone() {
+                let _ = machine.process.kill();
+                machine.process.wait().await;
+            }
+            return self.finish(VmState::Saved, "saved").await;
+        }
         match qmp.query_status().await {
             Ok(info) => {
                 let paused_by_user = self.instance.paused;
                 self.feed(Life::Adopted { status: info.status, paused_by_user }).await;
             }
-            // It ended right now, which its process tells.
-            Err(error) => tracing::warn!(error = %chain_of(&error), "QEMU does not tell its state"),
+            // It ended right now, which its process tells: it had run, so that is a case for the recovery action.
+            Err(error) => {
+                tracing::warn!(error = %chain_of(&error), "QEMU does not tell its state");
+                let paused_by_user = self.instance.paused;
+                self.feed(Life::Adopted { status: RunState::Running, paused_by_user }).await;
+            }
         }
     }
 
     /// QEMU's process is over.
     pub(super) async fn ended(&mut self, reason: ExitReason) {
         self.read_last_words().await;
+        self.end_save().await;
         self.let_go();
         let orderly = match reason {
             ExitReason::Unknown => last_exit(&self.run) == LastExit::InOrder,

@@ -14,6 +14,7 @@ mod calls;
 mod checkpoints;
 mod machine;
 mod merge;
+mod saved;
 mod select;
 mod space;
 mod steps;
@@ -141,8 +142,10 @@ pub struct Owner {
     reconnecting: Option<JoinHandle<Option<Qmp>>>,
     /// Callers of turn-off.
     turning_off: Vec<ReplyTo>,
-    /// Memory is durable: the end of QEMU is what was wanted.
-    saved: bool,
+    /// The descriptor of a save that is durable: the end of QEMU is what was wanted.
+    saved: Option<PathBuf>,
+    /// The guest has executed while this worker watched.
+    executed: bool,
     asking: Option<Asking>,
     job: Option<ActiveJob>,
     outcomes: HashMap<CheckpointId, CheckpointOutcome>,
@@ -210,7 +213,8 @@ impl Owner {
             guest_events: None,
             reconnecting: None,
             turning_off: Vec::new(),
-            saved: false,
+            saved: None,
+            executed: false,
             asking: None,
             job: None,
             outcomes,
@@ -291,10 +295,12 @@ impl Owner {
         self.end_merge().await;
         self.processors.remove().await;
         let disks = Arc::clone(&self.disks);
+        let files = disks.files();
         let troubles = tokio::task::spawn_blocking(move || disks.close()).await.unwrap_or_default();
         for message in troubles {
             self.tell(WorkerEvent::Warning { message });
         }
+        let state = self.seal(state, files).await;
         self.set_state(state, reason);
         self.run.put_away();
         for reply in self.turning_off.drain(..) {
@@ -308,6 +314,9 @@ impl Owner {
         let Some(job) = self.job.take() else { return };
         job.progress.cancel();
         let outcome = job.task.await.unwrap_or_else(|panic| checkpoints::panicked(&panic));
+        if job.plan.save && matches!(outcome, CheckpointOutcome::Complete { .. }) {
+            self.saved = Some(job.plan.descriptor_file.clone());
+        }
         self.conclude(&job.plan, job.reply, outcome);
     }
 

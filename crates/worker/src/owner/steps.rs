@@ -121,6 +121,9 @@ impl Owner {
     ) -> Option<(Command, ReplyTo)> {
         let mut effects: VecDeque<_> = step(&mut self.life, event, self.clock.now()).into();
         self.keep_wishes();
+        if self.life.is_running() && !std::mem::replace(&mut self.executed, true) {
+            self.spend_saved_state();
+        }
         while let Some(effect) = effects.pop_front() {
             self.act(effect, &mut reply).await;
         }
@@ -145,7 +148,7 @@ impl Owner {
                 let reply = reply.take_if(|(awaited, _)| *awaited == command).map(|(_, reply)| reply);
                 // Before it executes: whoever takes over must not load the saved state again. The lifecycle asks again.
                 if command == Command::Cont
-                    && let Err(why) = self.note(|instance| instance.ran = true)
+                    && let Err(why) = self.about_to_run()
                 {
                     tracing::error!(why, "the guest is not continued");
                     return reply.map_or((), |reply| drop(reply.send(super::refuse(why))));
@@ -164,7 +167,7 @@ impl Owner {
             Effect::Restart => self.begin_start("recovery action"),
             // The end is told when the disks are closed.
             Effect::Publish { to: VmState::Off | VmState::Failed, .. } => {}
-            Effect::Publish { .. } if self.saved => {}
+            Effect::Publish { .. } if self.saved.is_some() => {}
             Effect::Publish { to, reason, .. } => self.set_state(to, &reason),
             Effect::StorageStalled { node, reason } => match slot_of_name(&node) {
                 Some(slot) => self.tell(WorkerEvent::StorageStalled { slot, reason }),
@@ -174,7 +177,7 @@ impl Owner {
             Effect::Died { reason, action } => {
                 self.tell(WorkerEvent::QemuDied { reason, log: last_words(&self.run), action });
             }
-            Effect::Finish { .. } if self.saved => self.finish(VmState::Saved, "saved").await,
+            Effect::Finish { .. } if self.saved.is_some() => self.finish(VmState::Saved, "saved").await,
             Effect::Finish { state, reason } => self.finish(state, &reason).await,
         }
     }

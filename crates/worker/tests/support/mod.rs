@@ -109,6 +109,8 @@ impl Vm {
             recovery: RecoveryAction::None,
             host_start: Default::default(),
             host_stop: Default::default(),
+            start_delay_s: 0,
+            start_order: 0,
         };
         let record = LaunchRecord {
             version: 1,
@@ -231,6 +233,7 @@ impl Vm {
         self.record.restore = Some(RestoreFrom {
             memory_file: request.memory_file.clone(),
             descriptor_file: request.descriptor_file.clone(),
+            once: false,
         });
     }
 

@@ -4,6 +4,7 @@ use crate::context::{Context, absolute};
 use crate::exit::Fail;
 use backstay_api::{DiskFile, DiskHolder};
 use backstay_disk::OpenError;
+use backstay_model::VmState;
 use std::path::{Path, PathBuf};
 
 /// The file that somebody else has locked, if that is why it failed.
@@ -26,15 +27,31 @@ pub fn ask(context: &Context, path: &Path) -> Option<DiskFile> {
 
 /// Refuses to write to a file whose content a machine needs as it is, where a daemon knows of one.
 pub fn refuse_frozen(context: &Context, path: &Path, cure: &str) -> anyhow::Result<()> {
-    let frozen = ask(context, path).and_then(|file| file.used_by.into_iter().find(|holder| holder.frozen));
+    let Some(file) = ask(context, path) else { return Ok(()) };
+    let frozen = file.used_by.iter().find(|holder| holder.frozen);
     match frozen {
-        None => Ok(()),
+        None => file.used_by.iter().try_for_each(|holder| refuse_saved(context, path, holder)),
         Some(holder) => Err(Fail::conflict(format!(
             "virtual machine '{}' ({}) needs {} as it is, so nothing may write to it: {cure}",
             holder.name,
             holder.place,
             path.display()
         ))),
+    }
+}
+
+/// Refuses to write to a disk of a saved machine: its memory fits only what the disk is.
+fn refuse_saved(context: &Context, path: &Path, holder: &DiskHolder) -> anyhow::Result<()> {
+    let state = context.block_on(async { Ok(context.client()?.vm(holder.vm).await?.state) });
+    match state {
+        Ok(VmState::Saved) => Err(Fail::conflict(format!(
+            "virtual machine '{}' is saved, and its memory fits {} ({}) only as it is: start it and shut it down, or \
+             throw its memory away with `backstay vm discard-saved-state`",
+            holder.name,
+            path.display(),
+            holder.place
+        ))),
+        _ => Ok(()),
     }
 }
 

@@ -4,7 +4,7 @@ use super::set::{DeviceArgs, SettingArgs, parse_memory};
 use crate::context::Context;
 use crate::tasks::{self, ChangeArgs};
 use backstay_api::{NicRequest, VmCreate, VmStart};
-use backstay_model::{HostStopAction, VirtualHardware, VmId};
+use backstay_model::{VirtualHardware, VmId};
 use clap::Args;
 
 /// Arguments.
@@ -87,7 +87,9 @@ fn body(args: &CreateArgs) -> anyhow::Result<VmCreate> {
         accel: settings.accel.map(Into::into).unwrap_or_default(),
         recovery: settings.recovery.map(Into::into).unwrap_or_default(),
         host_start: settings.host_start.map(Into::into).unwrap_or_default(),
-        host_stop: settings.host_stop.map_or(HostStopAction::TurnOff, Into::into),
+        host_stop: settings.host_stop.map(Into::into).unwrap_or_default(),
+        start_delay_s: settings.start_delay_s().unwrap_or(0),
+        start_order: settings.start_order.unwrap_or(0),
         id: args.id,
         ..VmCreate::new(args.name.clone(), args.memory)
     })

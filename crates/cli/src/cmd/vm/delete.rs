@@ -4,13 +4,14 @@ use crate::confirm::confirm_name;
 use crate::context::Context;
 use crate::tasks::{self, ChangeArgs};
 use backstay_api::VmDelete;
+use backstay_model::VmState;
 use clap::Args;
 
 /// Arguments.
 #[derive(Debug, Args)]
 #[command(
     long_about = "Remove a machine: its configuration and its checkpoints. Its disks stay unless --delete-disks is \
-                  given. The machine has to be off.",
+                  given. The machine has to be off or saved; a saved memory goes with it.",
     after_long_help = "Examples:\n  backstay vm delete web --dry-run\n  backstay vm delete web --delete-disks --yes"
 )]
 pub struct DeleteArgs {
@@ -34,6 +35,10 @@ pub async fn run(context: &Context, args: &DeleteArgs) -> anyhow::Result<()> {
             0 => format!("'{}' will be deleted{disks}.", vm.name),
             1 => format!("'{}' will be deleted with its checkpoint{disks}.", vm.name),
             count => format!("'{}' will be deleted with its {count} checkpoints{disks}.", vm.name),
+        };
+        let what = match vm.state {
+            VmState::Saved => format!("{what} Its saved memory goes with it."),
+            _ => what,
         };
         confirm_name(context, &what, &vm.name)?;
     }

@@ -14,6 +14,7 @@ mod set;
 mod show;
 mod template;
 mod terminal;
+mod unregister;
 
 use crate::context::Context;
 use clap::Subcommand;
@@ -40,6 +41,10 @@ pub enum VmCommand {
     Resume(power::PowerArgs),
     /// Press the reset button
     Reset(power::PowerArgs),
+    /// Write memory to disk and power off; the next start continues
+    Save(power::PowerArgs),
+    /// Throw a saved memory away: the machine is off then
+    DiscardSavedState(power::PowerArgs),
     /// Change settings, attach and detach drives and network cards
     Set(Box<set::SetArgs>),
     /// Change the display name
@@ -52,6 +57,8 @@ pub enum VmCommand {
     Delete(delete::DeleteArgs),
     /// Bring back the machines of a folder
     Register(register::RegisterArgs),
+    /// Forget a registered folder with its machines; its files stay
+    Unregister(unregister::UnregisterArgs),
     /// The machine's disks with their chains
     Disks(disks::DisksArgs),
     /// Connect this terminal to the machine's serial port
@@ -75,12 +82,15 @@ impl VmCommand {
                 Self::Pause(args) => power::run(context, &args, Verb::Pause).await,
                 Self::Resume(args) => power::run(context, &args, Verb::Resume).await,
                 Self::Reset(args) => power::run(context, &args, Verb::Reset).await,
+                Self::Save(args) => power::run(context, &args, Verb::Save).await,
+                Self::DiscardSavedState(args) => power::discard(context, &args).await,
                 Self::Set(args) => set::run(context, &args).await,
                 Self::Rename(args) => rename::run(context, &args).await,
                 Self::Clone(args) => clone::run(context, &args).await,
                 Self::Template(args) => template::run(context, &args).await,
                 Self::Delete(args) => delete::run(context, &args).await,
                 Self::Register(args) => register::run(context, &args).await,
+                Self::Unregister(args) => unregister::run(context, &args).await,
                 Self::Disks(args) => disks::run(context, &args).await,
                 Self::Console(args) => console::run(context, &args).await,
                 Self::Screenshot(args) => screenshot::run(context, &args).await,

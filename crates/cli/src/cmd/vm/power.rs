@@ -1,5 +1,6 @@
 //! Power verbs.
 
+use crate::confirm::confirm;
 use crate::context::Context;
 use crate::tasks::{self, ChangeArgs};
 use backstay_api::VmStart;
@@ -40,6 +41,8 @@ pub enum Verb {
     Resume,
     /// Reset button.
     Reset,
+    /// Memory to disk.
+    Save,
 }
 
 /// Starts a machine.
@@ -64,6 +67,7 @@ pub async fn run(context: &Context, args: &PowerArgs, verb: Verb) -> anyhow::Res
         Verb::Pause => client.pause_vm(vm, &options).await,
         Verb::Resume => client.resume_vm(vm, &options).await,
         Verb::Reset => client.reset_vm(vm, &options).await,
+        Verb::Save => client.save_vm(vm, &options).await,
     }?;
     let done = match verb {
         Verb::Shutdown => "has shut down",
@@ -71,8 +75,28 @@ pub async fn run(context: &Context, args: &PowerArgs, verb: Verb) -> anyhow::Res
         Verb::Pause => "is paused",
         Verb::Resume => "is running",
         Verb::Reset => "was reset",
+        Verb::Save => "is saved",
     };
     tasks::finish(context, &client, outcome, &args.change, |task| format!("'{}' {done}", task.object.name))
         .await?;
+    Ok(())
+}
+
+/// Throws a saved memory away, which cannot be undone.
+pub async fn discard(context: &Context, args: &PowerArgs) -> anyhow::Result<()> {
+    let client = context.client()?;
+    let id = client.resolve_vm(&args.vm).await?;
+    if !args.change.dry_run {
+        let vm = client.vm(id).await?;
+        let question = format!(
+            "The saved memory of '{}' will be deleted: it will boot as after a power cut. Go on?",
+            vm.name
+        );
+        confirm(context, &question)?;
+    }
+    let outcome = client.discard_saved_state(id, &args.change.options()).await?;
+    let done =
+        |task: &backstay_api::Task| format!("'{}' is off, its saved memory is deleted", task.object.name);
+    tasks::finish(context, &client, outcome, &args.change, done).await?;
     Ok(())
 }

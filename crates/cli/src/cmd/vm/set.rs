@@ -3,7 +3,7 @@
 use super::show::processors;
 use crate::context::{Context, absolute};
 use crate::exit::Fail;
-use crate::tasks::{self, ChangeArgs};
+use crate::tasks::{self, ChangeArgs, parse_duration};
 use backstay_api::{DiskType, DriveKind, DriveRequest, NewDisk, NicRequest, VmUpdate};
 use backstay_model::{
     AccelPolicy, BootDevice, ByteSize, DriveSlot, HostStartAction, HostStopAction, MacAddress, NicId,
@@ -11,6 +11,7 @@ use backstay_model::{
 };
 use clap::{Args, ValueEnum};
 use std::path::PathBuf;
+use std::time::Duration;
 
 /// Arguments.
 #[derive(Debug, Args)]
@@ -69,10 +70,16 @@ pub struct SettingArgs {
     #[arg(long, value_enum, value_name = "ACTION")]
     pub recovery: Option<Recovery>,
     /// What happens when the host starts
-    #[arg(long, value_enum, value_name = "ACTION")]
+    #[arg(long, alias = "start-action", value_enum, value_name = "ACTION")]
     pub host_start: Option<HostStart>,
+    /// How long the host waits after its own start before it starts the machine, for example 30s or 2m
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
+    pub start_delay: Option<Duration>,
+    /// Machines with a smaller number are started first and stopped last
+    #[arg(long, value_name = "N")]
+    pub start_order: Option<u32>,
     /// What happens when the host stops
-    #[arg(long, value_enum, value_name = "ACTION")]
+    #[arg(long, alias = "stop-action", value_enum, value_name = "ACTION")]
     pub host_stop: Option<HostStop>,
 }
 
@@ -157,9 +164,9 @@ words!(
     HostStop => HostStopAction {
         /// Pull the plug
         TurnOff => TurnOff,
-        /// Write memory and stop; kept in the configuration, not carried out yet
+        /// Write memory to disk; the next start continues from it
         Save => Save,
-        /// Ask the guest to shut down; kept in the configuration, not carried out yet
+        /// Ask the guest to shut down; one that does not follow is saved
         Shutdown => Shutdown,
     }
 );
@@ -200,6 +207,11 @@ pub fn parse_memory(text: &str) -> Result<u64, String> {
 impl SettingArgs {
     fn names_processors(&self) -> bool {
         self.cpus.or(self.cpu_reserve).or(self.cpu_limit).or(self.cpu_weight).is_some()
+    }
+
+    /// The start delay in seconds; one that is too long is refused with the rule by the daemon.
+    pub fn start_delay_s(&self) -> Option<u32> {
+        self.start_delay.map(|delay| u32::try_from(delay.as_secs()).unwrap_or(u32::MAX))
     }
 
     /// The boot order, if one was given.
@@ -284,6 +296,8 @@ pub async fn run(context: &Context, args: &SetArgs) -> anyhow::Result<()> {
         recovery: settings.recovery.map(Into::into),
         host_start: settings.host_start.map(Into::into),
         host_stop: settings.host_stop.map(Into::into),
+        start_delay_s: settings.start_delay_s(),
+        start_order: settings.start_order,
         add_drives: args.devices.drives()?,
         remove_drives: args.remove_drive.clone(),
         add_nics: args.devices.nics(),

@@ -4,7 +4,7 @@ use super::list::{generation, memory, uptime};
 use crate::context::Context;
 use crate::output;
 use backstay_api::{Nic, Vm};
-use backstay_model::{CpuControl, HostStopAction};
+use backstay_model::CpuControl;
 use clap::Args;
 
 /// Arguments.
@@ -60,8 +60,8 @@ fn facts(vm: &Vm) -> Vec<(&'static str, String)> {
         ("Machine type", vm.machine_type.clone()),
         ("Accelerator", word(vm.accel)),
         ("When QEMU ends", word(vm.recovery)),
-        ("When the host starts", word(vm.host_start)),
-        ("When the host stops", host_stop(vm.host_stop)),
+        ("When the host starts", host_start(vm)),
+        ("When the host stops", word(vm.host_stop)),
         ("Configuration", vm.config_file.display().to_string()),
         ("Checkpoints", vm.checkpoints.to_string()),
         ("Task", vm.task.map(|task| task.to_string()).unwrap_or_default()),
@@ -74,10 +74,16 @@ fn facts(vm: &Vm) -> Vec<(&'static str, String)> {
             ("QEMU", format!("{}{qemu}", run.qemu_version)),
             ("Worker", format!("pid {}", run.worker_pid)),
             ("Processor control", run.processors.clone()),
+            ("Restarts", restarts(run.recoveries)),
         ]);
     }
     facts.push(("Not possible now", blocked.join("\n")));
     facts
+}
+
+/// How often the recovery action was at work lately.
+fn restarts(count: u32) -> String {
+    if count == 0 { String::new() } else { format!("{count} by the recovery action") }
 }
 
 fn state(vm: &Vm) -> String {
@@ -87,16 +93,15 @@ fn state(vm: &Vm) -> String {
     }
 }
 
-/// What really happens, and what is set where that is something else: the setting is kept for Hyper-V.
-fn host_stop(action: HostStopAction) -> String {
-    match action {
-        HostStopAction::TurnOff => word(action),
-        other => format!(
-            "{} ({} is set, which this version does not carry out)",
-            word(HostStopAction::TurnOff),
-            word(other)
-        ),
+fn host_start(vm: &Vm) -> String {
+    let mut text = word(vm.host_start);
+    if vm.start_order > 0 {
+        text += &format!(", order {}", vm.start_order);
     }
+    if vm.start_delay_s > 0 {
+        text += &format!(", after {} s", vm.start_delay_s);
+    }
+    text
 }
 
 /// Count, and the controls where they are not at their defaults, with what they mean on the host.
