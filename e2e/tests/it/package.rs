@@ -186,6 +186,7 @@ fn check_content(package: &Path) {
         "./usr/bin/backstay",
         "./etc/backstay/backstay.toml",
         "./usr/lib/systemd/system/backstay.service",
+        "./usr/lib/systemd/system/backstay-guests.service",
         "./lib/systemd/system/backstay.slice",
         "./usr/lib/sysusers.d/backstay.conf",
         "./usr/lib/tmpfiles.d/backstay.conf",

@@ -40,7 +40,10 @@ pub(super) async fn start_with_host(app: &Arc<App>) {
             app.store.runtime(machine.id).await.ok().flatten().map(|(_, boot)| boot).unwrap_or_default();
         let was_on = !before.is_empty() && before != app.host.boot_id();
         let stopped = machine.config.stopped_with_host();
-        if machine.state.is_active() || !wanted_at_boot(machine.spec.host_start, was_on || stopped) {
+        if machine.state.is_active()
+            || machine.is_template()
+            || !wanted_at_boot(machine.spec.host_start, was_on || stopped)
+        {
             continue;
         }
         wanted.push(Wanted {
