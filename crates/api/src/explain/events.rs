@@ -34,6 +34,27 @@ pub(super) const ENTRIES: &[Entry] = &[
     event("vm.deleted", Info, "A virtual machine was deleted.", ON_REQUEST, NOTHING),
     event("vm.registered", Info, "A folder with a virtual machine was registered.", ON_REQUEST, NOTHING),
     event("vm.unregistered", Info, "A registered folder was forgotten; its files stay.", ON_REQUEST, NOTHING),
+    event(
+        "folder.unregistered",
+        Info,
+        "A registered folder was forgotten; its machines and files stay on disk.",
+        ON_REQUEST,
+        &["`backstay vm register FOLDER` brings its machines back"],
+    ),
+    event(
+        "vm.saved-state-discarded",
+        Info,
+        "The saved memory of a machine was thrown away; it boots from its disks at the next start.",
+        ON_REQUEST,
+        NOTHING,
+    ),
+    event(
+        "vm.stopped-with-host",
+        Info,
+        "A machine was saved, shut down or turned off because the host went down.",
+        &["the host was shut down or restarted"],
+        &["its start action says whether it comes back with the host"],
+    ),
     event("vm.renamed", Info, "A virtual machine has a new name.", ON_REQUEST, NOTHING),
     event(
         "vm.updated",
