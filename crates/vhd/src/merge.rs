@@ -28,11 +28,15 @@ pub struct FileSpan {
 }
 
 impl Image {
-    /// The blocks that a differencing disk has in its file, in order. Empty for the other kinds, which give nothing away.
+    /// The blocks that a differencing disk has in its file, in the order in which they lie there: what is given away together
+    /// is then one piece of the file. Empty for the other kinds, which give nothing away.
     #[must_use]
     pub fn held_blocks(&self) -> Vec<u32> {
         let Some((sparse, _)) = self.differencing() else { return Vec::new() };
-        (0..sparse.blocks.count).filter(|block| sparse.entry(*block) != ABSENT).collect()
+        let all = 0..sparse.blocks.count;
+        let mut held: Vec<u32> = all.filter(|block| sparse.entry(*block) != ABSENT).collect();
+        held.sort_by_key(|block| sparse.entry(*block));
+        held
     }
 
     /// Bytes of the block's sectors that a differencing disk holds.

@@ -19,7 +19,7 @@ use crate::{
     status::data_runs,
     write::{write_layers, zero_layers},
 };
-use backstay_vhd::{FileSpan, Image, ReadExtent, Source};
+use backstay_vhd::{FileSpan, Image, ReadExtent, Source, format::footer::CREATOR};
 use std::{
     io::{self, ErrorKind},
     sync::Arc,
@@ -33,6 +33,8 @@ const BATCH_BLOCKS: usize = 256;
 const PIECE: u64 = 256 << 10;
 /// Bytes after which the device is told to begin.
 const WRITEBACK: u64 = 4 << 20;
+/// Most bytes between two neighbours in a file of ours, whose data is aligned to pages; other programs may keep something there.
+const PADDING: u64 = 4096 - 512;
 /// Data is looked through for holes from this size on.
 const LOOK_FOR_HOLES: u64 = 64 << 10;
 
@@ -155,10 +157,15 @@ impl Mover<'_> {
     fn release(&self, mut spans: Vec<FileSpan>) -> Result<(), MergeError> {
         self.wait_for_leavers()?;
         spans.sort_by_key(|span| span.offset);
+        let ours =
+            self.upper.info().is_some_and(|info| info.creator == CREATOR && info.block_size >= 512 << 10);
+        let padding = if ours { PADDING } else { 0 };
         let mut joined: Vec<FileSpan> = Vec::new();
         for span in spans {
             match joined.last_mut() {
-                Some(last) if last.offset + last.len == span.offset => last.len += span.len,
+                Some(last) if span.offset - (last.offset + last.len) <= padding => {
+                    last.len = span.offset + span.len - last.offset;
+                }
                 _ => joined.push(span),
             }
         }
