@@ -108,6 +108,12 @@ pub fn open_failure(error: OpenError) -> Failure {
     let (code, words) = match &error {
         OpenError::NotFound { .. } => (ProblemCode::NotFound, "a disk is missing"),
         OpenError::InUse { .. } => (ProblemCode::InUse, "a disk is in use"),
+        // A parent that takes in its child, for example.
+        OpenError::Parent { source, .. }
+            if source.tried.iter().any(|t| t.reason.to_string().contains(" is in use by ")) =>
+        {
+            (ProblemCode::InUse, "a disk is in use")
+        }
         OpenError::Io { source, .. } if source.kind() == std::io::ErrorKind::PermissionDenied => {
             (ProblemCode::Denied, "a disk may not be opened")
         }

@@ -3,7 +3,7 @@
 
 use super::deleting::finish_deleting;
 use super::merge_files::{conclude, forget, name_in, note, world};
-use super::merge_run::{Ran, Running, merge};
+use super::merge_run::{Ran, Running, merge, stop_former};
 use super::settle::settle_before;
 use super::usage::same_file;
 use super::{Accepted, App, Call, Done, vm_task};
@@ -28,6 +28,9 @@ const AGAIN: Duration = Duration::from_millis(300);
 
 /// Between two looks at a machine that is saved.
 const WHILE_SAVED: Duration = Duration::from_secs(5);
+
+/// How often a file that is in use is tried again.
+const ATTEMPTS: u32 = 30;
 
 /// How fast, in bytes per second.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -230,6 +233,7 @@ async fn passes(
     result: &mut MergeResult,
 ) -> Result<(), Failure> {
     let holds = [Hold::Vm(vm), Hold::Files(vm)];
+    let mut attempts = 0;
     loop {
         context.cancellable(true)?;
         let hold = tokio::select! {
@@ -240,14 +244,20 @@ async fn passes(
         let Ok(machine) = app.inventory.get(vm) else { return Ok(()) };
         let pass = pass(app, context, machine, &hold, rate, result).await;
         drop(hold);
-        match pass? {
-            Pass::Done(kept) => {
+        match pass {
+            // Somebody has a file open for a moment, or a worker is just being followed by the next one.
+            Err(failure) if failure.code() == ProblemCode::InUse && attempts < ATTEMPTS => {
+                attempts += 1;
+                tokio::time::sleep(AGAIN).await;
+            }
+            Err(failure) => return Err(failure),
+            Ok(Pass::Done(kept)) => {
                 result.kept = kept;
                 return Ok(());
             }
-            Pass::Again => {}
-            Pass::Later => tokio::time::sleep(AGAIN).await,
-            Pass::Saved => tokio::select! {
+            Ok(Pass::Again) => attempts = 0,
+            Ok(Pass::Later) => tokio::time::sleep(AGAIN).await,
+            Ok(Pass::Saved) => tokio::select! {
                 () = tokio::time::sleep(WHILE_SAVED) => {}
                 () = context.cancelled() => {}
             },
@@ -265,6 +275,7 @@ async fn pass(
 ) -> Result<Pass, Failure> {
     let machine = settle_before(app, context, machine.id).await?;
     let machine = finish_deleting(app, &machine).await?;
+    stop_former(app, &machine).await?;
     let machine = tidy(app, machine).await?;
     let layers = world(app, &machine).await?;
     let machine = end_stale_record(app, machine, &layers).await?;

@@ -15,15 +15,19 @@ use std::sync::Arc;
 /// All that is known of a machine's files, under their real paths.
 ///
 /// # Errors
-/// `precondition` where it is not known which files are needed.
+/// `precondition` or (if that may pass) `in-use` where it is not known which files are needed.
 pub(super) async fn world(app: &App, machine: &Machine) -> Result<Layers, Failure> {
     let usage = usage(app, None).await?;
     if !usage.unknown.is_empty() {
-        return Err(Failure::precondition(format!(
+        let words = format!(
             "no file of '{}' is merged or deleted because it is not known which files are needed by {}",
             machine.name(),
             usage.unknown.join("; ")
-        )));
+        );
+        // What is open now may be looked at in a moment.
+        let passing = usage.unknown.iter().any(|why| why.contains("in use") || why.contains("does not tell"));
+        let code = if passing { ProblemCode::InUse } else { ProblemCode::Precondition };
+        return Err(Failure::new(code, words));
     }
     let mut layers = Layers::default();
     for chain in &usage.chains {
@@ -62,6 +66,10 @@ async fn add_others(app: &App, machine: &Machine, mut layers: Layers) -> Result<
             }
             match chains.files(&file) {
                 Ok(chain) => layers.add_chain(&chain.iter().map(|f| same_file(f)).collect::<Vec<_>>()),
+                // The file below is written to, and nothing that is known needs this one: what it is made on does not matter.
+                Err(failure) if failure.code() == ProblemCode::InUse && layers.released().contains(&file) => {
+                    layers.add_chain(&[file]);
+                }
                 Err(failure) if failure.code() == ProblemCode::InUse => {
                     return Err(Failure::because(
                         ProblemCode::InUse,

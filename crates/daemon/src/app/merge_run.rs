@@ -104,6 +104,25 @@ pub(super) async fn merge(
     by_daemon(running, merging, children).await
 }
 
+/// Ends a merge that a former daemon left to the worker: its files cannot be looked at while it goes on, and what it did
+/// stays done.
+pub(super) async fn stop_former(app: &App, machine: &Machine) -> Result<(), Failure> {
+    let Some(merging) = machine.config.merging().filter(|_| machine.state.is_active()) else { return Ok(()) };
+    let upper = merging.upper;
+    let limit = tokio::time::Instant::now() + QUICK;
+    while let Ok(Reply::Merge(MergeOutcome::Running { .. })) =
+        app.workers.call(machine.id, Request::MergeStatus { upper: upper.clone() }, QUICK).await
+    {
+        if tokio::time::Instant::now() > limit {
+            let words = format!("the merge of {} does not end: its storage does not answer", upper.display());
+            return Err(Failure::new(ProblemCode::InUse, words));
+        }
+        let _ = app.workers.call(machine.id, Request::CancelMerge { upper: upper.clone() }, QUICK).await;
+        tokio::time::sleep(ENDING).await;
+    }
+    Ok(())
+}
+
 async fn by_worker(running: &Running<'_>, vm: VmId, request: MergeRequest) -> Result<Ran, Failure> {
     let workers = &running.app.workers;
     let upper = request.upper.clone();
