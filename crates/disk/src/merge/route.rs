@@ -50,7 +50,7 @@ pub(crate) struct Routing {
 #[derive(Debug, Default)]
 struct Stripe {
     lock: Mutex<()>,
-    /// Writes under the lock so far.
+    /// Writes under the lock that have ended so far, well or not.
     writes: AtomicU64,
 }
 
@@ -246,8 +246,10 @@ impl Routing {
                         self.set(block, KEPT);
                     }
                 }
+                let written = change(layers);
+                // Last: the merge reads the upper layer without the lock, and what it read before this may be old.
                 self.stripe(block).writes.fetch_add(1, SeqCst);
-                change(layers)
+                written
             }
         }
     }

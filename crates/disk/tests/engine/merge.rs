@@ -5,16 +5,18 @@ use crate::support::{
     seven_zip, stamp, with_shadow,
 };
 use backstay_disk::{
-    Backend, Disk, DiskOptions, MergeControl, MergeError, NewDisk, ReparentError, ZeroMode, fs::HostFs,
-    merge_offline, reparent,
+    Backend, Disk, DiskOptions, MergeControl, MergeError, MergeStep, NewDisk, ReparentError, WriteGate,
+    ZeroMode, fs::HostFs, merge_offline, reparent,
 };
 use backstay_vhd::testing::Rng;
 use std::{
+    cell::Cell,
     path::{Path, PathBuf},
     process::Command,
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicBool, Ordering::SeqCst},
+        mpsc,
     },
 };
 
@@ -207,6 +209,80 @@ fn many_writers_and_readers_notice_nothing() {
             hammer(&base, upper, seed * 10 + upper as u64);
         }
     }
+}
+
+thread_local! {
+    /// Writes to files that this thread has begun; `None` in threads that are not held.
+    static BEGUN: Cell<Option<u32>> = const { Cell::new(None) };
+}
+
+/// Holds the second write to a file of one thread until it is let go.
+#[derive(Debug)]
+struct Hold {
+    held: Mutex<mpsc::Sender<()>>,
+    let_go: Mutex<mpsc::Receiver<()>>,
+}
+
+impl WriteGate for Hold {
+    fn pass(&self) -> std::io::Result<()> {
+        let Some(begun) = BEGUN.get() else { return Ok(()) };
+        BEGUN.set(Some(begun + 1));
+        if begun == 1 {
+            self.held.lock().unwrap().send(()).unwrap();
+            self.let_go.lock().unwrap().recv().unwrap();
+        }
+        Ok(())
+    }
+}
+
+/// A guest's write is in the lower layer and not yet in the upper one when the merge reads that.
+#[test]
+fn a_write_that_the_merge_overtakes_is_not_lost() {
+    let folder = folder();
+    let base = dynamic(folder.path(), "base.vhd", SIZE);
+    let disk = open(&base, with_shadow(folder.path()));
+    disk.write(0, &stamp(0, SIZE, 1)).unwrap();
+    disk.close().unwrap();
+    let child = folder.path().join("top.avhd");
+    child_of(&base, &child);
+    let (told, is_held) = mpsc::channel();
+    let (let_go, is_let_go) = mpsc::channel();
+    let gate = Arc::new(Hold { held: Mutex::new(told), let_go: Mutex::new(is_let_go) });
+    let disk = open(&child, DiskOptions { gate: Some(gate), ..with_shadow(folder.path()) });
+    let block = u64::from(BLOCK_SIZE);
+    disk.write(0, &stamp(0, 2 * block, 2)).unwrap();
+    // Both blocks are being copied, and nothing of the second one is yet.
+    let begin = {
+        let disk = Arc::clone(&disk);
+        Mutex::new(Some(move || {
+            let writer = std::thread::spawn(move || {
+                BEGUN.set(Some(0));
+                disk.write(block, &stamp(block, 4096, 3)).unwrap();
+            });
+            is_held.recv().unwrap();
+            // Long enough for the merge to have read the block, and to wait for the writer.
+            std::thread::spawn(move || {
+                std::thread::sleep(std::time::Duration::from_millis(200));
+                let_go.send(()).unwrap();
+                writer.join().unwrap();
+            })
+        }))
+    };
+    let waiting = Arc::new(Mutex::new(None));
+    let handle = Arc::clone(&waiting);
+    let control = MergeControl::observed(move |step| {
+        if step == MergeStep::Copied
+            && let Some(begin) = begin.lock().unwrap().take()
+        {
+            *handle.lock().unwrap() = Some(begin());
+        }
+    });
+    disk.merge_layer(&child, &[], &control.in_batches_of(2)).unwrap();
+    waiting.lock().unwrap().take().unwrap().join().unwrap();
+    let mut found = vec![0; 8192];
+    disk.read(block, &mut found).unwrap();
+    assert_same(&found[..4096], &stamp(block, 4096, 3), "the write");
+    assert_same(&found[4096..], &stamp(block + 4096, 4096, 2), "what is behind it");
 }
 
 #[test]

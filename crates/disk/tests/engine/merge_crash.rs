@@ -15,6 +15,7 @@ use backstay_vhd::{check::Severity, testing::Rng};
 use std::{
     path::{Path, PathBuf},
     sync::{Arc, Mutex},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 /// What ends the machine, or what the merge forgets.
@@ -288,6 +289,23 @@ fn process_death_in_a_merge_loses_nothing_acknowledged() {
 #[test]
 fn process_death_and_then_power_loss_keep_what_the_next_process_flushed() {
     run_all(0..200, |seed| crash(seed, Fate::KillThenPower));
+}
+
+/// Seeds that nobody has tried yet, for as long as `SOAK_SECONDS` says.
+#[test]
+#[ignore = "make soak runs it"]
+fn soak_merges() {
+    let seconds = std::env::var("SOAK_SECONDS").ok().and_then(|text| text.parse().ok()).unwrap_or(60);
+    let until = Instant::now() + Duration::from_secs(seconds);
+    let first = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs() << 32;
+    let mut seed = first;
+    while Instant::now() < until {
+        for fate in [Fate::Live, Fate::Power, Fate::Kill, Fate::KillThenPower] {
+            run_all(seed..seed + 8, |seed| crash(seed, fate));
+        }
+        seed += 8;
+    }
+    println!("{} seeds from {first} on, each for four kinds of end", seed - first);
 }
 
 #[test]
