@@ -6,8 +6,8 @@
 //!   its table entry is cleared and that is durable;
 //! - *moved*, or never in the upper layer: writes go to the lower layer.
 //!
-//! So the upper layer never gets a new block, a block is copied once however often it is written to, and no request waits for
-//! a disk because of the merge: at most for the copy of one piece of the block it writes to.
+//! So the upper layer never gets a new block, a block is copied once however often it is written to, and a request waits at most
+//! for the copy of one piece of the block it writes to, or for the extent that a new block of the lower layer needs.
 
 use crate::{
     backend::ZeroMode,
