@@ -68,13 +68,8 @@ pub(super) fn check_count(app: &App, name: &VmName, cpu: &CpuControl) -> Result<
         .map_err(|refusal| Failure::invalid(refusal.to_string()))
 }
 
-/// What everybody but `except` was promised. Blocking: looks at processes.
-fn promises(
-    app: &App,
-    pending: &BTreeMap<VmId, Promise>,
-    except: Option<VmId>,
-    emulated: bool,
-) -> BTreeMap<VmId, Promise> {
+/// What everybody was promised. Blocking: looks at processes.
+fn promises(app: &App, pending: &BTreeMap<VmId, Promise>, emulated: bool) -> BTreeMap<VmId, Promise> {
     let mut all = BTreeMap::new();
     for machine in app.inventory.all() {
         if machine.state.is_active() {
@@ -94,10 +89,20 @@ fn promises(
         let used = all.get(id).map_or(0, |running| running.used);
         all.insert(*id, Promise { used, ..promise.clone() });
     }
-    if let Some(except) = except {
-        all.remove(&except);
-    }
     all
+}
+
+/// What everybody but one machine was promised.
+struct Others {
+    promises: BTreeMap<VmId, Promise>,
+    /// Bytes that the machine itself gives back before it takes any: one that is on is turned off first.
+    returned: u64,
+}
+
+fn others(app: &App, pending: &BTreeMap<VmId, Promise>, except: VmId, emulated: bool) -> Others {
+    let mut promises = promises(app, pending, emulated);
+    let returned = promises.remove(&except).map_or(0, |own| own.used);
+    Others { promises, returned }
 }
 
 fn need_of(spec: &VmSpec, emulated: bool) -> MemoryNeed {
@@ -120,9 +125,14 @@ fn memory_promises(promises: &BTreeMap<VmId, Promise>) -> Vec<MemoryPromise> {
     by_name(promises).map(of).collect()
 }
 
-/// Memory that counts, with the word of the settings.
-fn counted(limits: &LimitsConfig, promises: &BTreeMap<VmId, Promise>) -> (memory::Memory, MemoryHost) {
-    let mut memory = memory::look();
+/// Memory that counts, with the word of the settings. `returned`: bytes that will be available besides.
+fn counted(
+    limits: &LimitsConfig,
+    mut memory: memory::Memory,
+    promises: &BTreeMap<VmId, Promise>,
+    returned: u64,
+) -> (memory::Memory, MemoryHost) {
+    memory.available = memory.available.saturating_add(returned).min(memory.total);
     if let Some(most) = limits.memory.filter(|most| *most < memory.total) {
         let used: u64 = promises.values().map(|p| p.used).sum();
         memory.total = most;
@@ -134,11 +144,12 @@ fn counted(limits: &LimitsConfig, promises: &BTreeMap<VmId, Promise>) -> (memory
     (memory, host)
 }
 
-fn blockers(app: &App, promises: &BTreeMap<VmId, Promise>, spec: &VmSpec, emulated: bool) -> Vec<Blocker> {
+fn blockers(app: &App, others: &Others, spec: &VmSpec, emulated: bool) -> Vec<Blocker> {
+    let Others { promises, returned } = others;
     let limits = &app.config.limits;
     let blocker = |detail: String| Blocker { code: ProblemCode::Precondition, detail, cure: None };
     let cpu = admit_cpu(&cpu_host(limits), &cpu_promises(promises), &spec.name, &spec.cpu).err();
-    let (_, host) = counted(limits, promises);
+    let (_, host) = counted(limits, memory::look(), promises, *returned);
     let memory = admit_memory(&host, &memory_promises(promises), &spec.name, need_of(spec, emulated)).err();
     cpu.map(|refusal| blocker(refusal.to_string()))
         .into_iter()
@@ -156,7 +167,7 @@ pub(super) async fn obstacles(app: &Arc<App>, machine: &Machine) -> Result<Vec<B
     let (app, machine) = (Arc::clone(app), machine.clone());
     blocking(move || {
         let pending = app.promises.pending().clone();
-        let others = promises(&app, &pending, Some(machine.id), emulated);
+        let others = others(&app, &pending, machine.id, emulated);
         Ok(blockers(&app, &others, &machine.spec, emulated))
     })
     .await
@@ -172,7 +183,7 @@ pub(super) async fn reserve(app: &Arc<App>, spec: &VmSpec) -> Result<Reservation
     blocking(move || {
         // Looking and holding are one step.
         let mut pending = app.promises.pending();
-        let others = promises(&app, &pending, Some(spec.id), emulated);
+        let others = others(&app, &pending, spec.id, emulated);
         let blockers = blockers(&app, &others, &spec, emulated);
         if !blockers.is_empty() {
             let words = format!("there is no room for '{}'", spec.name);
@@ -194,9 +205,12 @@ pub(super) async fn reserve_cores(app: &Arc<App>, spec: &VmSpec) -> Result<Reser
     let (app, spec) = (Arc::clone(app), spec.clone());
     blocking(move || {
         let mut pending = app.promises.pending();
-        let others = promises(&app, &pending, Some(spec.id), emulated);
-        admit_cpu(&cpu_host(&app.config.limits), &cpu_promises(&others), &spec.name, &spec.cpu)
-            .map_err(|refusal| Failure::precondition(refusal.to_string()))?;
+        // What it has already is not asked again, also where more is promised than there is: settings of the host may change.
+        if spec.cpu.reserved() > app.inventory.get(spec.id)?.spec.cpu.reserved() {
+            let Others { promises, .. } = others(&app, &pending, spec.id, emulated);
+            admit_cpu(&cpu_host(&app.config.limits), &cpu_promises(&promises), &spec.name, &spec.cpu)
+                .map_err(|refusal| Failure::precondition(refusal.to_string()))?;
+        }
         hold(&mut pending, &spec, emulated);
         drop(pending);
         Ok(Reservation { app, id: spec.id })
@@ -228,11 +242,11 @@ pub async fn capacity(app: &Arc<App>) -> Result<HostCapacity, Failure> {
     let app = Arc::clone(app);
     blocking(move || {
         let pending = app.promises.pending().clone();
-        let all = promises(&app, &pending, None, emulated);
+        let all = promises(&app, &pending, emulated);
         let limits = &app.config.limits;
         let cpu = cpu_host(limits);
         let promised: Cores = all.values().map(|p| p.cpu.reserved()).sum();
-        let (memory, host) = counted(limits, &all);
+        let (memory, host) = counted(limits, memory::look(), &all, 0);
         let of_memory = memory_promises(&all);
         let control = app.processors.way();
         let item = |(id, p): (&VmId, &Promise)| HostPromise {

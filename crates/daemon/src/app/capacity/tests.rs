@@ -88,3 +88,43 @@ async fn memory_is_not_promised_twice() {
     drop(held);
     reserve(app, &second).await.unwrap();
 }
+
+/// The number of processors that count was lowered under machines that run: what they have they keep, and may give up.
+#[tokio::test]
+async fn a_host_that_has_promised_too_much_takes_back_what_is_given() {
+    let fixture = Fixture::with(|config| config.limits.cores = Some(1));
+    let app = &fixture.app;
+    for name in ["a", "b"] {
+        let machine = fixture.machine(name).await;
+        let mut config = (*machine.config).clone();
+        config.apply_spec(&spec_of(&machine, 80, 16)).unwrap();
+        let saved = app.inventory.save(&machine, config).await.unwrap();
+        app.inventory.set_state(saved.id, VmState::Running, None);
+    }
+    let a = app.inventory.find("a").unwrap();
+    reserve_cores(app, &spec_of(&a, 50, 16)).await.unwrap();
+    let mut same = spec_of(&a, 80, 16);
+    same.cpu.weight = 500;
+    reserve_cores(app, &same).await.unwrap();
+    let words = reserve_cores(app, &spec_of(&a, 81, 16)).await.unwrap_err().full_message();
+    assert!(words.contains("needs 0.81 cores reserved; 0.80 of 1.00 are promised to b"), "{words}");
+}
+
+/// A checkpoint that is applied to a machine that runs: what the machine uses now is there again when it starts.
+#[test]
+fn memory_that_a_machine_gives_back_first_is_not_needed_twice() {
+    const GIB: u64 = 1 << 30;
+    let memory = memory::Memory { total: 7 * GIB, available: 2 * GIB, limited_by: None };
+    let limits = LimitsConfig { host_memory: Some(GIB / 2), ..LimitsConfig::default() };
+    let none = BTreeMap::new();
+    let name = VmName::new("m").unwrap();
+    let need = MemoryNeed { guest: 4 * GIB, around: 0 };
+    let room = |returned| {
+        let (_, host) = counted(&limits, memory.clone(), &none, returned);
+        admit_memory(&host, &[], &name, need)
+    };
+    room(0).unwrap_err();
+    room(4 * GIB).unwrap();
+    let (most, _) = counted(&limits, memory.clone(), &none, 100 * GIB);
+    assert_eq!(most.available, 7 * GIB, "never more than there is");
+}
