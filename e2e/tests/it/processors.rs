@@ -11,7 +11,8 @@ fn host(settings: &str) -> Host {
 
 /// Whether limits act here; without that there is nothing to see.
 fn controlled(host: &Host) -> bool {
-    let capacity = &host.json(&["host", "show"])["capacity"];
+    let shown = host.json(&["host", "show"]);
+    let capacity = &shown["capacity"];
     let works = capacity["processor_control"] == true;
     if !works {
         println!("skipped: {}", capacity["processor_control_reason"]);
@@ -195,8 +196,10 @@ fn a_core_is_promised_once() {
     }
     let refusal = host.refused(5, &["vm", "start", "e"]);
     assert!(refusal.contains("'e' needs 1.00 cores reserved; 4.00 of 4.00 are promised to "), "{refusal}");
-    let capacity = &host.json(&["host", "show"])["capacity"];
-    assert_eq!((&capacity["cores_promised"], &capacity["cores_left"]), (&4.0.into(), &0.0.into()));
+    let shown = host.json(&["host", "show"]);
+    let capacity = &shown["capacity"];
+    assert_eq!(capacity["cores_promised"], 4.0);
+    assert_eq!(capacity["cores_left"], 0.0);
     assert_eq!(capacity["promises"].as_array().map(Vec::len), Some(4));
     host.ok(&["vm", "pause", "a"]);
     host.refused(5, &["vm", "start", "e"]);
