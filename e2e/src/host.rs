@@ -412,5 +412,17 @@ impl Drop for Host {
         while left.iter().any(|pid| is_alive(*pid)) && std::time::Instant::now() < limit {
             std::thread::sleep(std::time::Duration::from_millis(10));
         }
+        remove_control_groups(self.run.path());
+    }
+}
+
+/// Workers that were killed could not remove the control groups of their machines.
+fn remove_control_groups(run: &Path) {
+    for machine in fs::read_dir(run.join("vms")).into_iter().flatten().flatten() {
+        for tree in ["/sys/fs/cgroup/cpu", "/sys/fs/cgroup"] {
+            let group = Path::new(tree).join("backstay-vms").join(machine.file_name());
+            let _ = fs::remove_dir(group.join("vcpu"));
+            let _ = fs::remove_dir(group);
+        }
     }
 }
