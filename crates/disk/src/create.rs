@@ -10,7 +10,7 @@ use crate::{
     temp::TempFile,
 };
 use backstay_vhd::{
-    VhdTime,
+    VhdTime, Warning,
     create::{CreateKind, CreateOptions, CreatePlan, ParentSpec},
     plan::{self, PlanError, Step},
 };
@@ -375,9 +375,18 @@ pub(crate) fn settle(fs: &Arc<dyn FileSystem>, path: &Path, options: &DiskOption
     if !ShadowFile::exists(fs, folder, meta.id) {
         return Ok(());
     }
-    let mode = LayerMode { writable: true, format: DiskFormat::Vhd };
     let how = DiskOptions { runtime_dir: Some(folder.clone()), ..DiskOptions::default() };
-    match Layer::open(fs, path, mode, &how) {
+    let mode = |writable| LayerMode { writable, format: DiskFormat::Vhd };
+    // A shadow is named after an inode, which may have been another file's: then there is nothing to write, and the disk of
+    // a template could not be written to either.
+    let adopted = |layer: &Layer| {
+        let warnings = layer.info().map_or(&[][..], |info| info.warnings.as_slice());
+        warnings.iter().any(|warning| matches!(warning, Warning::WritesAdopted { .. }))
+    };
+    if Layer::open(fs, path, mode(false), &how).is_ok_and(|layer| !adopted(&layer)) {
+        return Ok(());
+    }
+    match Layer::open(fs, path, mode(true), &how) {
         Ok(layer) => {
             layer.close().map_err(|source| OpenError::from_io(path, "write the last changes to", source))
         }

@@ -66,4 +66,26 @@ mod tests {
         let again = Disk::open(&path("second.avhd"), options.clone()).unwrap();
         assert!(again.warnings().is_empty(), "{:?}", again.warnings());
     }
+
+    /// Shadows are named after inodes, which are used again.
+    #[test]
+    fn what_a_file_that_is_gone_left_behind_is_no_reason_to_write_to_a_parent() {
+        use std::os::unix::fs::PermissionsExt;
+        let dir = tempfile::tempdir().unwrap();
+        let (base, child, runtime) =
+            (dir.path().join("base.vhd"), dir.path().join("child.vhd"), dir.path().join("r"));
+        let fs = HostFs::shared();
+        std::fs::create_dir(&runtime).unwrap();
+        create_disk(&fs, &base, &NewDisk::Dynamic { size: 8 << 20, block_size: 2 << 20 }, Identity::fresh())
+            .unwrap();
+        let shadow = crate::shadow::ShadowFile::path(&runtime, fs.metadata(&base).unwrap().id);
+        std::fs::write(&shadow, [0u8; 8192]).unwrap();
+        // As the disk of a template is.
+        std::fs::set_permissions(&base, std::fs::Permissions::from_mode(0o444)).unwrap();
+        let options = DiskOptions { runtime_dir: Some(runtime), ..DiskOptions::default() };
+        let what = NewDisk::Differencing { parent: base, block_size: 2 << 20 };
+        let plan = crate::NewDiskPlan::new(&fs, &child, &what, Identity::fresh(), &options).unwrap();
+        plan.execute(&fs).unwrap();
+        assert!(child.exists());
+    }
 }

@@ -162,7 +162,8 @@ fn properties<'a>(vm: VmId, processes: &[u32], weight: u32) -> Vec<(&'static str
         ("PIDs", Variant::from(processes.to_vec())),
         ("CollectMode", Variant::from("inactive-or-failed")),
         // The order of ends is the reverse: a host that shuts down stops the daemon first, which takes care of the guests.
-        ("Before", Variant::from(vec!["backstay.service"])),
+        // Both are named: without a daemon there is nothing that orders the second one after the first.
+        ("Before", Variant::from(vec!["backstay.service", "backstay-guests.service"])),
     ]
 }
 

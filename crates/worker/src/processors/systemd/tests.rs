@@ -218,7 +218,7 @@ async fn a_machine_gets_a_delegated_scope_and_its_limit_below_it() {
         assert_eq!(property("CPUWeight"), "uint64 250");
         let pids = property("PIDs");
         assert!(pids.contains(&QEMU.to_string()) && pids.contains(&std::process::id().to_string()), "{pids}");
-        assert_eq!(property("Before"), "[\"backstay.service\"]");
+        assert_eq!(property("Before"), "[\"backstay.service\", \"backstay-guests.service\"]");
         let quota = told.properties.iter().any(|(name, _)| name.starts_with("CPUQuota"));
         assert!(!quota, "a quota of the unit would hold for QEMU's own threads");
     }
