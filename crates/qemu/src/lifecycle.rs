@@ -145,7 +145,8 @@ impl Lifecycle {
     }
 
     /// Whether it is to run and nothing holds it.
-    fn should_run(&self) -> bool {
+    #[must_use]
+    pub fn should_run(&self) -> bool {
         self.wants_to_run && self.hold.is_none()
     }
 

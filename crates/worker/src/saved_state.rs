@@ -118,8 +118,8 @@ pub fn add_stamps(descriptor: &Path, files: Vec<FileStamp>) -> Result<(), String
         .map_err(|error| format!("{} cannot be written: {error}", descriptor.display()))
 }
 
-/// Files of the disks that were written to since the state was saved, or are gone. A file that was copied or moved to
-/// another place is not held against the state.
+/// Files of the disks that were written to or replaced since the state was saved. A file that is not at its place any more,
+/// because its folder was moved, is not held against the state.
 #[must_use]
 pub fn changed_files(descriptor: &Descriptor) -> Vec<Reason> {
     let changed = |then: &FileStamp| {
@@ -128,11 +128,11 @@ pub fn changed_files(descriptor: &Descriptor) -> Vec<Reason> {
             Err(error) => format!("cannot be looked at ({error})"),
             Ok(metadata) => {
                 let now = stamp_of(&then.path, &metadata);
-                if now.identity != then.identity {
-                    return None;
-                }
+                // The device's number is another one after some boots; the inode's is not.
+                let same = now.identity.1 == then.identity.1;
                 match (now.len == then.len, now.modified_unix_ns == then.modified_unix_ns) {
                     (true, true) => return None,
+                    _ if !same => "was replaced by another file since the machine was saved".to_owned(),
                     (false, _) => format!("has {} bytes now instead of {}", now.len, then.len),
                     (true, false) => "was written to since the machine was saved".to_owned(),
                 }
@@ -235,7 +235,7 @@ mod tests {
     }
 
     #[test]
-    fn a_write_shows_and_a_copy_is_not_held_against_the_state() {
+    fn a_write_and_a_replacement_change_the_stamp() {
         let dir = tempfile::tempdir().unwrap();
         let (a, b) = (dir.path().join("a"), dir.path().join("b"));
         std::fs::write(&a, "one").unwrap();

@@ -58,6 +58,9 @@ pub(super) async fn start_with_host(app: &Arc<App>) {
     tokio::spawn(async move {
         let t0 = Instant::now();
         for begin in begins {
+            if app.tasks.stops_guests() {
+                return;
+            }
             start_one(&app, t0, &begin).await;
         }
         // Only now: a daemon that is started again meanwhile goes on with the rest.
@@ -147,11 +150,19 @@ async fn run(app: Arc<App>, context: TaskContext, body: HostStopGuests) -> Done 
     Ok(Some(serde_json::json!({ "machines": outcome })))
 }
 
+/// Whether a task is at work whose outcome is the one that is wanted anyway.
+async fn is_being_saved(app: &App, id: VmId) -> bool {
+    let Some(task) = app.tasks.working_on(id) else { return false };
+    app.tasks.get(task).await.is_ok_and(|task| task.operation == "vm.save")
+}
+
 /// Stops one machine in a task of its own; returns its name and what became of it.
 async fn stop_one(app: &Arc<App>, context: &TaskContext, id: VmId, patience: Duration) -> (String, String) {
     let name = app.name_of(id);
     // What gives way to the power button gives way to the host's.
-    app.tasks.preempt(id).await;
+    if !is_being_saved(app, id).await {
+        app.tasks.preempt(id).await;
+    }
     let call = Call { caller: Caller { who: context.who(), idempotency: None }, dry_run: false };
     let limit = Instant::now() + BUSY;
     let task = loop {

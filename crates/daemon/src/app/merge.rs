@@ -14,7 +14,7 @@ use crate::inventory::{Machine, blocking};
 use crate::layout::is_layer;
 use crate::tasks::{BackgroundHold, Caller, Hold, TaskContext, cancelled};
 use backstay_api::{CheckpointMerge, KeptFile, MergeResult, Plan, ProblemCode, Task};
-use backstay_model::{FileStep, Layers, Merging, TaskId, VmId, VmState};
+use backstay_model::{FileStep, Layers, Merging, TaskId, VmId};
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -289,8 +289,8 @@ async fn pass(
             result.deleted += 1;
             Ok(Pass::Again)
         }
-        // Its memory fits the disks' files as they are only.
-        Some(FileStep::Merge { .. }) if machine.state == VmState::Saved => {
+        // Its memory fits the disks' files as they are only; there until the guest runs.
+        Some(FileStep::Merge { .. }) if machine.layout.vm_descriptor(machine.id).exists() => {
             context.progress(1, "waiting: the machine is saved");
             Ok(Pass::Saved)
         }

@@ -174,9 +174,13 @@ pub(super) async fn launch(
     beginning: Beginning,
 ) -> Result<(), Failure> {
     let id = machine.id;
+    if app.tasks.stops_guests() {
+        let words =
+            format!("'{}' cannot be started: all machines are being stopped with the host", machine.name());
+        return Err(Failure::precondition(words));
+    }
     // Until the machine counts as one that is on, which is long before this ends.
     let _held = reserve(app, &machine.spec).await?;
-    forget_stop(app, machine).await;
     let before = machine.state;
     let folder = app.workers.run_folder(id);
     blocking(move || durable::create_folder(&folder).map_err(|e| Failure::file("making", &folder, e)))
@@ -219,7 +223,11 @@ pub(super) async fn launch(
                 format!("'{}' did not start: {reason}", machine.name()),
             ))
         }
-        _ => Ok(()),
+        _ => {
+            // Not before: one that did not start with this boot starts with the next.
+            forget_stop(app, &app.inventory.get(id)?).await;
+            Ok(())
+        }
     }
 }
 

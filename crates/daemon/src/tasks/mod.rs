@@ -412,6 +412,12 @@ impl TaskEngine {
         self.holds.background(id, operation, wanted).await
     }
 
+    /// Whether all machines are being stopped with the host.
+    #[must_use]
+    pub fn stops_guests(&self) -> bool {
+        self.holds.holder(&Hold::Guests).is_some()
+    }
+
     /// The task that works on `vm` now.
     #[must_use]
     pub fn working_on(&self, vm: VmId) -> Option<TaskId> {

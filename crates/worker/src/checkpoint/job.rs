@@ -510,6 +510,14 @@ impl Job {
         }
         drop(done.switch.take());
         let kept = if done.prepared { self.undo_disks().await } else { Vec::new() };
+        if self.plan.save {
+            // Before the guest runs: whoever finds a descriptor must not take its memory for that of the disks.
+            let descriptor = &self.plan.descriptor_file;
+            let removed = durable::remove(descriptor).and_then(|()| durable::sync_folder_of(descriptor));
+            if let Err(error) = removed {
+                tracing::warn!(%error, "the descriptor of a save that failed was left");
+            }
+        }
         if self.plan.running
             && !done.resumed
             && let Err(error) = self.qmp.cont().await

@@ -79,7 +79,7 @@ impl Owner {
         }
         let run = started.run && (self.instance.ran || !self.record.start_paused);
         if run
-            && self.life.wants_to_run()
+            && self.life.should_run()
             && let Err(reason) = self.about_to_run()
         {
             let _ = started.machine.process.kill();

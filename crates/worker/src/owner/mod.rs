@@ -144,8 +144,10 @@ pub struct Owner {
     turning_off: Vec<ReplyTo>,
     /// The descriptor of a save that is durable: the end of QEMU is what was wanted.
     saved: Option<PathBuf>,
-    /// The guest has executed while this worker watched.
+    /// The guest has executed, or may have under a former worker.
     executed: bool,
+    /// The guest was seen to execute, and what its saved state left was removed.
+    state_spent: bool,
     asking: Option<Asking>,
     job: Option<ActiveJob>,
     outcomes: HashMap<CheckpointId, CheckpointOutcome>,
@@ -184,6 +186,7 @@ impl Owner {
     pub fn new(parts: Parts) -> Self {
         let Parts { run, record, spool, disks, accel, instance, serial, calls } = parts;
         let outcomes = checkpoints::remembered(&spool);
+        let executed = instance.ran;
         let state = spool.last_state().unwrap_or(VmState::Off);
         let policy = RecoveryPolicy::new(record.spec.recovery);
         let restarts = instance.recoveries.iter().map(|&ms| Duration::from_millis(ms)).collect();
@@ -214,7 +217,8 @@ impl Owner {
             reconnecting: None,
             turning_off: Vec::new(),
             saved: None,
-            executed: false,
+            executed,
+            state_spent: false,
             asking: None,
             job: None,
             outcomes,

@@ -12,9 +12,12 @@ impl Owner {
         self.record.restore.as_ref().filter(|from| from.once)
     }
 
-    /// The guest has not executed, so the saved state that it was to continue from is as good as before.
+    /// The guest has not executed, so the saved state that it was to continue from is as good as before. One that was
+    /// about to run has not either, if neither QEMU nor its disks have seen it do so.
     pub(super) fn keeps_saved_state(&self) -> bool {
-        !self.instance.ran && self.own_state().is_some()
+        let Some(from) = self.own_state() else { return false };
+        let spent = saved_state::spent_name(&from.descriptor_file);
+        !self.instance.ran || (!self.executed && spent.exists() && self.disks.are_unwritten())
     }
 
     /// How many starts by the recovery action count at present.
@@ -39,12 +42,11 @@ impl Owner {
         self.note(|instance| instance.ran = true)
     }
 
-    /// The state that the next start loads. A guest that was about to run and has not executed, as far as its disks can
-    /// tell, has not lost its state.
+    /// The state that the next start loads: a checkpoint's until the guest has executed, the machine's own as long as it is
+    /// kept.
     pub(super) fn state_to_load(&mut self) -> Option<RestoreFrom> {
         let from = self.record.restore.clone()?;
-        let spent = saved_state::spent_name(&from.descriptor_file);
-        if from.once && self.instance.ran && !self.executed && spent.exists() && self.disks.are_unwritten() {
+        if from.once && self.keeps_saved_state() {
             self.instance.ran = false;
         }
         if self.instance.ran {
@@ -80,14 +82,19 @@ impl Owner {
     /// After the disks were closed: the state in which the machine really ends. A saved one gets its marks and stamps.
     pub(super) async fn seal(&mut self, state: VmState, files: Vec<PathBuf>) -> VmState {
         let kept = self.own_state().filter(|_| self.keeps_saved_state());
-        let descriptor = match (&self.saved, kept) {
-            (Some(descriptor), _) => descriptor.clone(),
-            (None, Some(from)) => from.descriptor_file.clone(),
+        let (descriptor, kept) = match (&self.saved, kept) {
+            (Some(descriptor), _) => (descriptor.clone(), false),
+            (None, Some(from)) => (from.descriptor_file.clone(), true),
             (None, None) => return state,
         };
         let tops = self.disks.tops();
         let sealed = tokio::task::spawn_blocking(move || {
-            saved_state::unspend(&descriptor).map_err(|error| error.to_string())?;
+            // What a former state has left must not replace a new one.
+            let named = match kept {
+                true => saved_state::unspend(&descriptor),
+                false => crate::durable::remove(&saved_state::spent_name(&descriptor)),
+            };
+            named.map_err(|error| error.to_string())?;
             saved_state::mark(&tops, true);
             let stamps = saved_state::stamps(&files).map_err(|error| error.to_string())?;
             saved_state::add_stamps(&descriptor, stamps)

@@ -121,8 +121,11 @@ impl Owner {
     ) -> Option<(Command, ReplyTo)> {
         let mut effects: VecDeque<_> = step(&mut self.life, event, self.clock.now()).into();
         self.keep_wishes();
-        if self.life.is_running() && !std::mem::replace(&mut self.executed, true) {
-            self.spend_saved_state();
+        if self.life.is_running() {
+            self.executed = true;
+            if !std::mem::replace(&mut self.state_spent, true) {
+                self.spend_saved_state();
+            }
         }
         while let Some(effect) = effects.pop_front() {
             self.act(effect, &mut reply).await;
@@ -146,6 +149,10 @@ impl Owner {
         match effect {
             Effect::Send(command) => {
                 let reply = reply.take_if(|(awaited, _)| *awaited == command).map(|(_, reply)| reply);
+                // A guest whose memory is saved never executes again here.
+                if command == Command::Cont && self.saved.is_some() {
+                    return;
+                }
                 // Before it executes: whoever takes over must not load the saved state again. The lifecycle asks again.
                 if command == Command::Cont
                     && let Err(why) = self.about_to_run()

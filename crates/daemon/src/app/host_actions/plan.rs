@@ -72,10 +72,13 @@ pub(super) fn stop_steps(action: HostStopAction, state: VmState) -> Vec<StopStep
     match (action, state) {
         (_, state) if !state.is_active() => vec![],
         (HostStopAction::TurnOff, _) => vec![TurnOff],
-        (HostStopAction::Save, VmState::Running | VmState::Paused) => vec![Save, TurnOff],
+        // A guest that cannot be saved can still be asked.
+        (HostStopAction::Save, VmState::Running | VmState::Saving) => vec![Save, Shutdown, TurnOff],
         (HostStopAction::Shutdown, VmState::Running) => vec![Shutdown, Save, TurnOff],
+        // Somebody wants its memory kept.
+        (HostStopAction::Shutdown, VmState::Saving) => vec![Save, Shutdown, TurnOff],
         // A guest that stands still cannot follow.
-        (HostStopAction::Shutdown, VmState::Paused) => vec![Save, TurnOff],
+        (_, VmState::Paused) => vec![Save, TurnOff],
         (_, VmState::Stopping) => vec![Shutdown, Save, TurnOff],
         // Starting, or without its storage: there is nothing to save.
         _ => vec![TurnOff],
@@ -133,6 +136,7 @@ mod tests {
             for state in [
                 VmState::Starting,
                 VmState::Running,
+                VmState::Saving,
                 VmState::Paused,
                 VmState::PausedCritical,
                 VmState::Stopping,
@@ -143,6 +147,9 @@ mod tests {
         }
         assert_eq!(stop_steps(HostStopAction::Shutdown, VmState::Running), [Shutdown, Save, TurnOff]);
         assert_eq!(stop_steps(HostStopAction::Shutdown, VmState::Paused), [Save, TurnOff]);
+        for state in [VmState::Running, VmState::Saving] {
+            assert_eq!(stop_steps(HostStopAction::Save, state), [Save, Shutdown, TurnOff], "{state}");
+        }
         assert_eq!(stop_steps(HostStopAction::Save, VmState::PausedCritical), [TurnOff]);
     }
 }
