@@ -12,7 +12,7 @@ use super::checkpoint_run::{make_children, take};
 use super::cleanup::delete_files;
 use super::deleting::find_checkpoint;
 use super::merge::kick_quietly;
-use super::merge_files::{forget, world};
+use super::merge_files::{forget, is_own_layer, world};
 use super::power::end_machine;
 use super::save::drop_state;
 use super::settle::settle_before;
@@ -22,8 +22,7 @@ use crate::durable;
 use crate::events::Happening;
 use crate::failure::Failure;
 use crate::inventory::{Machine, blocking};
-use crate::layout::is_layer;
-use crate::tasks::TaskContext;
+use crate::tasks::{Hold, TaskContext};
 use backstay_api::{CheckpointApply, CheckpointCreate, Plan, ProblemCode};
 use backstay_hyperv::{ApplyError, LayerStep, VmConfig};
 use backstay_model::{Checkpoint, CheckpointId, VmId, VmSpec, VmState, VmVerb};
@@ -102,6 +101,9 @@ async fn accept(
     body: CheckpointApply,
     call: &Call,
 ) -> Result<Accepted, Failure> {
+    // A merge has its files open.
+    let _way = app.tasks.make_way(&[Hold::Vm(machine.id)]).await;
+    let machine = &app.inventory.get(machine.id)?;
     check_verb(machine, VmVerb::ApplyCheckpoint)?;
     let target = target(machine, checkpoint)?;
     let checked = check(app, machine, &target, body.without_memory).await?;
@@ -286,7 +288,7 @@ fn carry_records(
     former_tops: &[PathBuf],
 ) -> Result<(), ApplyError> {
     let mut released = machine.config.released();
-    released.extend(former_tops.iter().filter(|top| is_layer(top)).cloned());
+    released.extend(former_tops.iter().filter(|top| is_own_layer(machine, top)).cloned());
     config.set_released(&released)?;
     config.set_deleting(&machine.config.deleting());
     config.set_merging(machine.config.merging().as_ref())

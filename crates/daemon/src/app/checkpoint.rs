@@ -10,7 +10,7 @@ use crate::disks;
 use crate::failure::Failure;
 use crate::inventory::Machine;
 use crate::store::TaskNote;
-use crate::tasks::TaskContext;
+use crate::tasks::{Hold, TaskContext};
 use backstay_api::{Blocker, CheckpointCreate, Plan, ProblemCode};
 use backstay_hyperv::{LayerStep, PendingCheckpoint};
 use backstay_model::{CheckpointId, VmId, VmState, VmVerb};
@@ -52,10 +52,12 @@ pub async fn create_checkpoint(
     body: CheckpointCreate,
     call: &Call,
 ) -> Result<Accepted, Failure> {
-    let machine = app.inventory.find(vm)?;
+    let id = app.inventory.find(vm)?.id;
+    // A merge has its files open.
+    let _way = app.tasks.make_way(&[Hold::Vm(id)]).await;
+    let machine = app.inventory.get(id)?;
     let decided = decide(app, &machine, &body).await?;
     let plan = describe(&machine, &decided);
-    let id = machine.id;
     let mut spec = vm_task("checkpoint.create", &machine);
     // Nothing may hold up the power button.
     (spec.cancellable, spec.yields) = (true, true);

@@ -1,11 +1,13 @@
 //! Which files of a machine may go. A file is only ever deleted when everything that could need it was looked at.
 
 use super::App;
+use super::merge_files::{is_own_layer, world};
 use super::usage::{Part, chain_of, same_file, usage};
 use crate::durable;
 use crate::failure::Failure;
 use crate::inventory::{Machine, blocking};
 use crate::layout::is_layer;
+use backstay_model::FileStep;
 use std::path::PathBuf;
 
 /// Files to delete, and what keeps others.
@@ -15,15 +17,15 @@ pub(super) struct Doomed {
     pub(super) notes: Vec<String>,
 }
 
-/// Files of deleted checkpoints that are in no chain: they go with a deleted machine in any case.
-pub(super) async fn released_leaves(app: &App, machine: &Machine) -> Result<Vec<PathBuf>, Failure> {
-    let needed = usage(app, None).await?;
-    if !needed.unknown.is_empty() {
-        return Ok(Vec::new());
-    }
-    let needed = needed.files();
-    let released = machine.config.released();
-    Ok(released.into_iter().filter(|file| is_layer(file) && !needed.contains(&same_file(file))).collect())
+/// Files of deleted checkpoints on which nothing is made: they go with a deleted machine in any case. None where that cannot
+/// be told: kept disks may be made on them.
+pub(super) async fn released_leaves(app: &App, machine: &Machine) -> Vec<PathBuf> {
+    let Ok(layers) = world(app, machine).await else { return Vec::new() };
+    let deleted = layers.plan().steps.into_iter().map_while(|step| match step {
+        FileStep::Delete(file) => Some(file),
+        FileStep::Merge { .. } => None,
+    });
+    deleted.filter(|file| is_own_layer(machine, file)).collect()
 }
 
 /// The disk files that go with a deleted machine: layers of its checkpoints, and the disks below them that were attached

@@ -58,7 +58,7 @@ async fn check_children(app: &App, machine: &Machine, query: &VmDelete) -> Resul
 
 async fn doomed_disks(app: &App, machine: &Machine, query: &VmDelete) -> Result<Doomed, Failure> {
     let mut doomed = if query.delete_disks { own_disks(app, machine).await? } else { Doomed::default() };
-    let leaves = released_leaves(app, machine).await?;
+    let leaves = released_leaves(app, machine).await;
     doomed.files.extend(leaves.into_iter().filter(|file| !doomed.files.contains(file)).collect::<Vec<_>>());
     Ok(doomed)
 }

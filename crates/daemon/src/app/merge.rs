@@ -2,8 +2,8 @@
 //! operation on the machine and goes on after it: with the worker while the machine is on, else by itself.
 
 use super::deleting::finish_deleting;
-use super::merge_files::{conclude, forget, name_in, note, world};
-use super::merge_run::{Ran, Running, merge, stop_former};
+use super::merge_files::{conclude, forget, is_own_layer, name_in, note, world};
+use super::merge_run::{Ran, Running, finished_meanwhile, merge, stop_former};
 use super::settle::settle_before;
 use super::usage::same_file;
 use super::{Accepted, App, Call, Done, vm_task};
@@ -11,10 +11,9 @@ use crate::durable;
 use crate::events::Happening;
 use crate::failure::Failure;
 use crate::inventory::{Machine, blocking};
-use crate::layout::is_layer;
 use crate::tasks::{BackgroundHold, Caller, Hold, TaskContext, cancelled};
 use backstay_api::{CheckpointMerge, KeptFile, MergeResult, Plan, ProblemCode, Task};
-use backstay_model::{FileStep, Layers, Merging, TaskId, VmId};
+use backstay_model::{FileStep, Layers, Merging, StateOf, TaskId, VmId, VmState};
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -29,8 +28,8 @@ const AGAIN: Duration = Duration::from_millis(300);
 /// Between two looks at a machine that is saved.
 const WHILE_SAVED: Duration = Duration::from_secs(5);
 
-/// How often a file that is in use is tried again.
-const ATTEMPTS: u32 = 30;
+/// The pause before a file that is in use is tried again doubles so often: up to 38 seconds.
+const MOST_DOUBLINGS: u32 = 7;
 
 /// How fast, in bytes per second.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -233,7 +232,7 @@ async fn passes(
     result: &mut MergeResult,
 ) -> Result<(), Failure> {
     let holds = [Hold::Vm(vm), Hold::Files(vm)];
-    let mut attempts = 0;
+    let mut attempts = 0u32;
     loop {
         context.cancellable(true)?;
         let hold = tokio::select! {
@@ -246,9 +245,14 @@ async fn passes(
         drop(hold);
         match pass {
             // Somebody has a file open for a moment, or a worker is just being followed by the next one.
-            Err(failure) if failure.code() == ProblemCode::InUse && attempts < ATTEMPTS => {
+            Err(failure) if failure.code() == ProblemCode::InUse => {
+                context.progress(1, &format!("waiting: {}", failure.full_message()));
+                let pause = AGAIN.saturating_mul(1 << attempts.min(MOST_DOUBLINGS));
                 attempts += 1;
-                tokio::time::sleep(AGAIN).await;
+                tokio::select! {
+                    () = tokio::time::sleep(pause) => {}
+                    () = context.cancelled() => {}
+                }
             }
             Err(failure) => return Err(failure),
             Ok(Pass::Done(kept)) => {
@@ -276,9 +280,18 @@ async fn pass(
     let machine = settle_before(app, context, machine.id).await?;
     let machine = finish_deleting(app, &machine).await?;
     stop_former(app, &machine).await?;
+    let running = Running { app, context, hold, rate };
+    if let Some((merging, slot, bytes_moved)) = finished_meanwhile(&running, &machine).await? {
+        conclude(app, &machine, &merging, &[StateOf::Now(slot)]).await?;
+        result.merged += 1;
+        result.bytes_moved += bytes_moved;
+        return Ok(Pass::Again);
+    }
     let machine = tidy(app, machine).await?;
     let layers = world(app, &machine).await?;
-    let machine = end_stale_record(app, machine, &layers).await?;
+    if end_stale_record(app, &machine, &layers).await? {
+        return Ok(Pass::Again);
+    }
     match layers.next_step() {
         None => {
             let kept = layers.plan().kept;
@@ -289,8 +302,8 @@ async fn pass(
             result.deleted += 1;
             Ok(Pass::Again)
         }
-        // Its memory fits the disks' files as they are only; there until the guest runs.
-        Some(FileStep::Merge { .. }) if machine.layout.vm_descriptor(machine.id).exists() => {
+        // Its memory fits the disks' files as they are only.
+        Some(FileStep::Merge { .. }) if has_saved_memory(&machine) => {
             context.progress(1, "waiting: the machine is saved");
             Ok(Pass::Saved)
         }
@@ -298,7 +311,6 @@ async fn pass(
             context.progress(1, &format!("merging {}", words(&upper)));
             let merging = Merging { upper, lower };
             let machine = note(app, &machine, &merging).await?;
-            let running = Running { app, context, hold, rate };
             match merge(&running, &machine, &merging, &children).await? {
                 Ran::Whole { bytes_moved } => {
                     conclude(app, &machine, &merging, &states).await?;
@@ -310,6 +322,11 @@ async fn pass(
             }
         }
     }
+}
+
+/// Also while the memory is loaded and the guest has not run since: until then it may be turned off to be saved again.
+fn has_saved_memory(machine: &Machine) -> bool {
+    machine.state == VmState::Saved || machine.layout.vm_descriptor(machine.id).exists()
 }
 
 fn words(file: &Path) -> String {
@@ -329,20 +346,21 @@ async fn tidy(app: &Arc<App>, machine: Machine) -> Result<Machine, Failure> {
     if gone.is_empty() { Ok(machine) } else { forget(app, &machine, &gone).await }
 }
 
-/// A record of a merge whose files are not known any more hinders nothing.
-async fn end_stale_record(app: &Arc<App>, machine: Machine, layers: &Layers) -> Result<Machine, Failure> {
-    let Some(merging) = machine.config.merging() else { return Ok(machine) };
-    if layers.contains(&same_file(&merging.upper)) {
-        return Ok(machine);
+/// Whether there was a record of a merge whose upper file is gone: it must not hinder the others.
+async fn end_stale_record(app: &Arc<App>, machine: &Machine, layers: &Layers) -> Result<bool, Failure> {
+    let Some(merging) = machine.config.merging() else { return Ok(false) };
+    // One that is there and cannot be opened now is no reason to forget what was begun.
+    if layers.contains(&same_file(&merging.upper)) || !matches!(merging.upper.try_exists(), Ok(false)) {
+        return Ok(false);
     }
     let mut config = (*machine.config).clone();
     config.set_merging(None).map_err(|error| Failure::invalid(error.to_string()))?;
-    app.inventory.save(&machine, config).await
+    app.inventory.save(machine, config).await.map(|_| true)
 }
 
 /// Deletes a released file that nothing needs. A disk that a user gave the machine is only not ours any more.
 async fn delete(app: &Arc<App>, machine: &Machine, file: &Path) -> Result<(), Failure> {
-    if is_layer(file) {
+    if is_own_layer(machine, file) {
         let file = file.to_path_buf();
         blocking(move || durable::remove(&file).map_err(|e| Failure::file("deleting", &file, e))).await?;
     }

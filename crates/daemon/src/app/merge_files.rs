@@ -57,7 +57,15 @@ async fn add_others(app: &App, machine: &Machine, mut layers: Layers) -> Result<
     let (folder, chains) = (machine.layout.layers(machine.id), Arc::clone(&app.chains));
     let name = machine.name().clone();
     blocking(move || {
+        let home = same_file(&folder);
         let mut files: Vec<PathBuf> = layers.released().iter().cloned().collect();
+        // Children that somebody made by hand lie beside them as a rule.
+        let beside: std::collections::BTreeSet<PathBuf> =
+            files.iter().filter_map(|file| file.parent().map(Path::to_path_buf)).collect();
+        for folder in beside {
+            let entries = std::fs::read_dir(&folder).into_iter().flatten().flatten();
+            files.extend(entries.map(|entry| same_file(&entry.path())).filter(|path| is_vhd(path)));
+        }
         let entries = std::fs::read_dir(&folder).into_iter().flatten().flatten();
         files.extend(entries.map(|entry| same_file(&entry.path())).filter(|path| is_layer(path)));
         for file in files {
@@ -88,7 +96,7 @@ async fn add_others(app: &App, machine: &Machine, mut layers: Layers) -> Result<
             .released()
             .iter()
             .flat_map(|file| layers.children(file).into_iter().map(|child| (file.clone(), child)))
-            .filter(|(_, child)| !is_layer(child))
+            .filter(|(_, child)| !is_layer(child) || child.parent() != Some(home.as_path()))
             .collect();
         for (file, child) in by_hand {
             layers.forbid(&file, format!("{}, which no checkpoint made, needs it", child.display()));
@@ -98,6 +106,13 @@ async fn add_others(app: &App, machine: &Machine, mut layers: Layers) -> Result<
     .await
 }
 
+/// Whether a checkpoint of this machine made the file: a layer in the folder of its layers. What a user attached from elsewhere
+/// is the user's.
+pub(super) fn is_own_layer(machine: &Machine, file: &Path) -> bool {
+    let home = same_file(&machine.layout.layers(machine.id));
+    is_layer(file) && same_file(file).parent() == Some(home.as_path())
+}
+
 /// A file by the name that configurations of this machine give it: below the folder as it is written there.
 pub(super) fn name_in(machine: &Machine, file: &Path) -> PathBuf {
     let root = machine.layout.root();
@@ -105,6 +120,12 @@ pub(super) fn name_in(machine: &Machine, file: &Path) -> PathBuf {
         Ok(rest) => root.join(rest),
         Err(_) => file.into(),
     }
+}
+
+/// Whether a file may be a differencing disk, by its name.
+fn is_vhd(file: &Path) -> bool {
+    let extension = file.extension().and_then(|e| e.to_str()).unwrap_or_default();
+    ["vhd", "avhd", "vhdx", "avhdx"].iter().any(|known| extension.eq_ignore_ascii_case(known))
 }
 
 fn wrong(error: impl std::fmt::Display) -> Failure {

@@ -123,6 +123,30 @@ pub(super) async fn stop_former(app: &App, machine: &Machine) -> Result<(), Fail
     Ok(())
 }
 
+/// A worker moved the top away while no daemon watched: the configuration names a file that is off the chain, and the guest
+/// writes to the one below. The worker makes sure of it; which disk it is comes back with what was copied.
+pub(super) async fn finished_meanwhile(
+    running: &Running<'_>,
+    machine: &Machine,
+) -> Result<Option<(Merging, DriveSlot, u64)>, Failure> {
+    let Some(named) = machine.config.merging().filter(|_| machine.state.is_active()) else { return Ok(None) };
+    let real = Merging { upper: same_file(&named.upper), lower: same_file(&named.lower) };
+    let disk = machine.disks().into_iter().find(|(_, file)| same_file(file) == real.upper);
+    let Some((slot, _)) = disk else { return Ok(None) };
+    let disks = worker_disks(running.app, machine.id).await;
+    let Some(disk) = disks.iter().find(|disk| disk.slot == slot) else { return Ok(None) };
+    let chain: Vec<PathBuf> = disk.chain.iter().map(|file| same_file(file)).collect();
+    if chain.contains(&real.upper) || chain.first() != Some(&real.lower) {
+        return Ok(None);
+    }
+    let request =
+        MergeRequest { slot, upper: named.upper, lower: named.lower, children: Vec::new(), rate: None };
+    match by_worker(running, machine.id, request).await? {
+        Ran::Whole { bytes_moved } => Ok(Some((real, slot, bytes_moved))),
+        Ran::Stopped => Ok(None),
+    }
+}
+
 async fn by_worker(running: &Running<'_>, vm: VmId, request: MergeRequest) -> Result<Ran, Failure> {
     let workers = &running.app.workers;
     let upper = request.upper.clone();

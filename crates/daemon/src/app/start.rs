@@ -10,7 +10,7 @@ use super::{Accepted, App, Call, Done, check_verb, vm_task};
 use crate::durable;
 use crate::failure::Failure;
 use crate::inventory::{Machine, blocking};
-use crate::tasks::{TaskContext, store_failure};
+use crate::tasks::{Hold, TaskContext, store_failure};
 use crate::workers::supervise;
 use backstay_api::{Blocker, Plan, ProblemCode, VmStart};
 use backstay_model::{DriveMedia, VmId, VmState, VmVerb};
@@ -39,7 +39,10 @@ pub(super) struct Beginning {
 /// # Errors
 /// `not-found`, `precondition`, `damaged`, `in-use`, `busy`.
 pub async fn start_vm(app: &Arc<App>, vm: &str, body: VmStart, call: &Call) -> Result<Accepted, Failure> {
-    let machine = app.inventory.find(vm)?;
+    let id = app.inventory.find(vm)?.id;
+    // A merge has its files open.
+    let _way = app.tasks.make_way(&[Hold::Vm(id)]).await;
+    let machine = app.inventory.get(id)?;
     let mut plan = Plan::new("vm.start");
     if check_verb(&machine, VmVerb::Start)? {
         plan.warnings = preflight(app, &machine).await?;
@@ -53,7 +56,6 @@ pub async fn start_vm(app: &Arc<App>, vm: &str, body: VmStart, call: &Call) -> R
             format!("a worker in {}", app.workers.run_folder(machine.id).display()),
         );
     }
-    let id = machine.id;
     let beginning = Beginning { paused: body.paused, restore: None };
     let spec = vm_task("vm.start", &machine);
     app.accept(call, plan, spec, move |app, context| run(app, context, id, beginning)).await

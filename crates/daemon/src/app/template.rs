@@ -1,6 +1,7 @@
 //! Templates: machines that are cloned, and never started or changed. The configuration says so, and their disk files are
 //! read-only, which the disk engine respects whoever asks it.
 
+use super::merge::is_pending;
 use super::settle::settle_before;
 use super::usage::{Part, usage};
 use super::{Accepted, App, Call, Done, check_verb, vm_task};
@@ -67,6 +68,13 @@ async fn check(app: &App, machine: &Machine, template: bool) -> Result<(), Failu
     let files: Vec<PathBuf> = machine.disks().into_iter().map(|(_, path)| path).collect();
     if !template {
         let usage = usage(app, Some((machine.id, Part::Nothing))).await?;
+        if !usage.unknown.is_empty() {
+            return Err(Failure::precondition(format!(
+                "'{name}' stays a template because it is not known which files are needed by {}: repair those, or bring their \
+                 file system back",
+                usage.unknown.join("; ")
+            )));
+        }
         return match usage.dependents(machine.id, &files) {
             None => Ok(()),
             Some(clones) => Err(Failure::new(
@@ -79,6 +87,12 @@ async fn check(app: &App, machine: &Machine, template: bool) -> Result<(), Failu
         };
     }
     check_verb(machine, VmVerb::Configure)?;
+    if is_pending(machine) {
+        return Err(Failure::precondition(format!(
+            "files of deleted checkpoints of '{name}' are still to be merged, and a template is not written to: wait for \
+             `backstay checkpoint merge {name}`"
+        )));
+    }
     if !machine.checkpoints.all().is_empty() {
         return Err(Failure::precondition(format!(
             "'{name}' has checkpoints, and a template has none: delete them, or make a full clone of '{name}' and that one \

@@ -104,7 +104,7 @@ impl BackgroundHold {
 
 /// Keeps work in the background from coming back until dropped.
 #[derive(Debug)]
-pub(super) struct Way {
+pub struct Way {
     shared: Arc<Shared>,
     holds: Vec<Hold>,
 }

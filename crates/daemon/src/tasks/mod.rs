@@ -6,7 +6,7 @@ mod holds;
 mod keys;
 
 pub use context::{TaskContext, cancelled};
-pub use holds::{BackgroundHold, Hold, Holds};
+pub use holds::{BackgroundHold, Hold, Holds, Way};
 
 use crate::failure::{Failure, chain};
 use crate::metrics::TaskTimes;
@@ -405,6 +405,12 @@ impl TaskEngine {
             }
         }
         left
+    }
+
+    /// Asks work in the background on any of `wanted` to stop, waits until it has, and keeps it away until the result is
+    /// dropped: for whoever looks at files before its task begins.
+    pub async fn make_way(&self, wanted: &[Hold]) -> Way {
+        self.holds.make_way(wanted).await
     }
 
     /// Waits until all of `wanted` are free and takes them for work in the background, which gives way to everything else.

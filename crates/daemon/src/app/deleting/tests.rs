@@ -1,12 +1,12 @@
 use crate::app::testing::{Fixture, call};
 use crate::app::{
-    apply_checkpoint, create_checkpoint, delete_checkpoint, export_checkpoint, merge_checkpoints,
-    update_checkpoint,
+    apply_checkpoint, create_checkpoint, delete_checkpoint, delete_vm, export_checkpoint, merge_checkpoints,
+    set_template, update_checkpoint, update_vm,
 };
 use crate::inventory::{Machine, read_config};
 use backstay_api::{
     CheckpointApply, CheckpointCreate, CheckpointDelete, CheckpointDeleted, CheckpointExport,
-    CheckpointMerge, CheckpointUpdate, MergeResult, ProblemCode, Task, TaskState,
+    CheckpointMerge, CheckpointUpdate, MergeResult, ProblemCode, Task, TaskState, VmDelete, VmTemplate,
 };
 use backstay_disk::{Backend, Disk, DiskOptions};
 use backstay_model::CheckpointId;
@@ -191,6 +191,74 @@ async fn a_file_that_another_machine_needs_stays_with_the_reason() {
     assert_eq!((done.merged, done.deleted), (0, 0));
     assert!(done.kept[0].reason.contains("'clone' uses it"), "{done:?}");
     assert_eq!((read(&linked, 10), read(&web(&fixture).disks()[0].1, 10)), (1, 2));
+}
+
+/// The disk was detached, so no configuration names the file that needs the released one.
+#[tokio::test]
+async fn kept_disks_of_a_deleted_machine_keep_what_they_are_made_on() {
+    let fixture = Fixture::new();
+    fixture.machine("web").await;
+    create(&fixture, "one").await;
+    write(&fixture, 10, 1);
+    create(&fixture, "two").await;
+    write(&fixture, 10, 2);
+    let (slot, top) = web(&fixture).disks().remove(0);
+    let body = serde_json::from_value(serde_json::json!({ "remove_drives": [slot] })).unwrap();
+    let task = fixture.end(update_vm(&fixture.app, "web", body, &call()).await.unwrap()).await;
+    assert_eq!(task.state, TaskState::Succeeded, "{task:?}");
+    let done = delete(&fixture, "two", false).await;
+    assert!(done.kept[0].reason.contains("belongs to no checkpoint"), "{done:?}");
+    let accepted = delete_vm(&fixture.app, "web", VmDelete::default(), &call()).await.unwrap();
+    let task = fixture.end(accepted).await;
+    assert_eq!(task.state, TaskState::Succeeded, "{task:?}");
+    assert_eq!(read(&top, 10), 2, "the detached disk is whole");
+}
+
+#[tokio::test]
+async fn a_layer_that_a_user_brought_is_only_detached() {
+    let fixture = Fixture::new();
+    fixture.machine("web").await;
+    create(&fixture, "one").await;
+    let machine = web(&fixture);
+    let slot = machine.disks()[0].0;
+    let own = fixture.path("own.avhd");
+    crate::disks::create_child(&machine.checkpoints.find("one")[0].disks[0].file, &own).unwrap();
+    let mut config = (*machine.config).clone();
+    config.set_drive_path(slot, &own).unwrap();
+    fixture.app.inventory.save(&machine, config).await.unwrap();
+    write(&fixture, 10, 7);
+    apply(&fixture, "one").await;
+    assert!(!web(&fixture).config.released().contains(&own));
+    settled(&fixture).await;
+    assert_eq!(read(&own, 10), 7);
+}
+
+#[tokio::test]
+async fn a_machine_whose_files_are_still_to_be_merged_is_no_template() {
+    let fixture = Fixture::new();
+    let machine = fixture.machine("web").await;
+    let mut config = (*machine.config).clone();
+    config.set_released(&BTreeSet::from([machine.disks()[0].1.clone()])).unwrap();
+    fixture.app.inventory.save(&machine, config).await.unwrap();
+    let body = VmTemplate { template: true };
+    let refused = set_template(&fixture.app, "web", body, &call()).await.unwrap_err();
+    assert!(refused.full_message().contains("still to be merged"), "{}", refused.full_message());
+}
+
+/// A child that somebody made beside the file, and that no machine has.
+#[tokio::test]
+async fn a_child_made_by_hand_keeps_its_parent() {
+    let fixture = Fixture::new();
+    fixture.machine("web").await;
+    write(&fixture, 10, 1);
+    create(&fixture, "one").await;
+    let base = web(&fixture).checkpoints.find("one")[0].disks[0].file.clone();
+    let by_hand = base.with_file_name("by-hand.vhd");
+    crate::disks::create_child(&base, &by_hand).unwrap();
+    write(&fixture, 10, 2);
+    let done = delete(&fixture, "one", false).await;
+    assert_eq!((done.merged, done.kept.len()), (0, 1), "{done:?}");
+    assert_eq!(read(&by_hand, 10), 1);
 }
 
 #[tokio::test]
