@@ -88,7 +88,7 @@ pub(super) async fn share_out(app: &Arc<App>) -> BTreeMap<VmId, Failure> {
         let worker = app.inventory.get(id).ok()?.run?.worker_pid;
         // Whoever is not there yet is told when it comes.
         let news = known.get(&id) != Some(&(worker, order)) && app.workers.is_connected(id);
-        news.then(|| async move {
+        news.then_some(async move {
             let answer = app.workers.call(id, Request::SetProcessors(order), ANSWER).await;
             (id, (worker, order), answer.map(drop))
         })

@@ -179,7 +179,12 @@ impl Holds {
     fn ask_to_stop(&self, wanted: &[Hold]) -> bool {
         let table = lock(&self.shared.table);
         let stops = wanted.iter().filter_map(|hold| table.held.get(hold)?.stop.as_ref());
-        stops.map(|stop| stop.send_replace(true)).count() > 0
+        let mut asked = false;
+        for stop in stops {
+            stop.send_replace(true);
+            asked = true;
+        }
+        asked
     }
 
     /// Waits until all of `wanted` are free and takes them, to give them back when somebody else wants one.
