@@ -255,8 +255,11 @@ fn watch(pid: u32) -> io::Result<QemuProcess> {
     })
 }
 
+/// A link in its place is not followed: QEMU may make files there.
 fn open_log(path: &Path) -> io::Result<File> {
-    OpenOptions::new().create(true).append(true).open(path)
+    use std::os::unix::fs::OpenOptionsExt;
+    let nofollow = i32::try_from(rustix::fs::OFlags::NOFOLLOW.bits()).unwrap_or(0);
+    OpenOptions::new().create(true).append(true).custom_flags(nofollow).open(path)
 }
 
 /// Each disk costs QEMU a descriptor or two, and a machine can have 260; the usual limit is 1024.

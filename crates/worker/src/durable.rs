@@ -1,8 +1,13 @@
 //! Replacing files so that a crash leaves the old or the new content, never a part.
+//!
+//! The run folder is one that QEMU's group may make files in: whatever may be missing there may have been planted. So
+//! temporary names are always made anew, links are not followed, and a record counts only if it is ours.
 
+use rustix::fs::OFlags;
 use std::ffi::OsString;
 use std::fs::{File, OpenOptions};
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 /// The temporary name next to `path` under which its next content is written.
@@ -34,10 +39,10 @@ pub fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
 
 fn swap(path: &Path, bytes: &[u8], sync: impl Fn(&File) -> io::Result<()>) -> io::Result<()> {
     let temporary = temporary(path);
+    remove(&temporary)?;
     let written = OpenOptions::new()
         .write(true)
-        .create(true)
-        .truncate(true)
+        .create_new(true)
         .open(&temporary)
         .and_then(|mut file| file.write_all(bytes).and_then(|()| sync(&file)))
         .and_then(|()| std::fs::rename(&temporary, path));
@@ -69,16 +74,37 @@ fn json(value: &impl serde::Serialize) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// Reads a JSON file; `None` when there is none.
+/// Opens a file to read it; no link is followed and no pipe waited for.
 ///
 /// # Errors
-/// As the file system; `InvalidData` when the content does not fit.
-pub fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> io::Result<Option<T>> {
-    match std::fs::read(path) {
-        Ok(bytes) => serde_json::from_slice(&bytes).map(Some).map_err(Into::into),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(error),
+/// As the file system; `InvalidData` when it is no regular file.
+pub fn open_regular(path: &Path) -> io::Result<File> {
+    let wary = i32::try_from((OFlags::NOFOLLOW | OFlags::NONBLOCK).bits()).unwrap_or(0);
+    let file = OpenOptions::new().read(true).custom_flags(wary).open(path)?;
+    if file.metadata()?.is_file() {
+        return Ok(file);
     }
+    Err(io::Error::new(io::ErrorKind::InvalidData, "it is no regular file"))
+}
+
+/// Reads a JSON record of ours (or of root's); `None` when there is none.
+///
+/// # Errors
+/// As the file system; `InvalidData` when the content does not fit, `PermissionDenied` when it is somebody else's.
+pub fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> io::Result<Option<T>> {
+    let mut file = match open_regular(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    let owner = file.metadata()?.uid();
+    if owner != 0 && owner != rustix::process::geteuid().as_raw() {
+        let words = format!("it belongs to user {owner}, who has no business there");
+        return Err(io::Error::new(io::ErrorKind::PermissionDenied, words));
+    }
+    let mut bytes = Vec::new();
+    file.read_to_end(&mut bytes)?;
+    serde_json::from_slice(&bytes).map(Some).map_err(Into::into)
 }
 
 /// Removes a file that may be missing.
@@ -89,5 +115,38 @@ pub fn remove(path: &Path) -> io::Result<()> {
     match std::fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::{chown, symlink};
+
+    /// What a QEMU that was taken over can do in its run folder.
+    #[test]
+    fn what_was_planted_in_the_folder_is_neither_followed_nor_believed() {
+        let folder = tempfile::tempdir().unwrap();
+        let (precious, record) = (folder.path().join("precious"), folder.path().join("record.json"));
+        std::fs::write(&precious, "\"precious\"").unwrap();
+        symlink(&precious, temporary(&record)).unwrap();
+        replace_json(&record, &1).unwrap();
+        swap_json(&record, &2).unwrap();
+        assert_eq!(std::fs::read_to_string(&precious).unwrap(), "\"precious\"");
+        assert!(std::fs::symlink_metadata(&record).unwrap().is_file());
+        assert_eq!(read_json::<u32>(&record).unwrap(), Some(2));
+
+        remove(&record).unwrap();
+        assert_eq!(read_json::<u32>(&record).unwrap(), None);
+        symlink(&precious, &record).unwrap();
+        assert!(read_json::<String>(&record).is_err(), "a link");
+        assert!(open_regular(folder.path()).is_err(), "a folder");
+        remove(&record).unwrap();
+        std::fs::write(&record, "3").unwrap();
+        if chown(&record, Some(4242), None).is_ok() {
+            let refused = read_json::<u32>(&record).unwrap_err();
+            assert_eq!(refused.kind(), io::ErrorKind::PermissionDenied);
+            assert!(refused.to_string().contains("4242"), "{refused}");
+        }
     }
 }

@@ -4,7 +4,7 @@ use backstay_qemu::paths::{PathError, RunPaths};
 use rustix::fs::Mode;
 use std::io;
 use std::ops::Deref;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 /// One machine's run folder: lives as long as the machine runs, on a file system in memory.
@@ -89,18 +89,18 @@ impl RunDir {
     }
 }
 
-/// Gives QEMU's user what a QEMU of another user left in the run folder: an earlier run, or an earlier release. Its sockets
-/// are removed, because the sticky bit keeps others from replacing them.
+/// Removes what a QEMU of another user left in the run folder, in an earlier run or under an earlier release: the sticky bit
+/// keeps the next one from replacing it. It is not given away instead, because what lies there may be a link to anything.
 ///
 /// # Errors
 /// As the file system.
-pub fn hand_to_qemu(run: &RunPaths, uid_gid: Option<(u32, u32)>) -> io::Result<()> {
-    let Some((uid, gid)) = uid_gid else { return Ok(()) };
-    for socket in [run.qmp(), run.qmp_debug(), run.serial(), run.vnc()] {
-        crate::durable::remove(&socket)?;
-    }
-    for file in [run.trace_log(), run.serial_log(), run.pid(), run.dir().join("screen.png")] {
-        match std::os::unix::fs::lchown(&file, Some(uid), Some(gid)) {
+pub fn clear_for_qemu(run: &RunDir, uid_gid: Option<(u32, u32)>) -> io::Result<()> {
+    let Some((uid, _)) = uid_gid else { return Ok(()) };
+    let sockets = [run.qmp(), run.qmp_debug(), run.serial(), run.vnc()];
+    let files = [run.trace_log(), run.serial_log(), run.pid(), run.screenshot()];
+    for left in sockets.into_iter().chain(files) {
+        match std::fs::symlink_metadata(&left) {
+            Ok(found) if found.uid() != uid => crate::durable::remove(&left)?,
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => {}
         }

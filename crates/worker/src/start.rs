@@ -6,7 +6,7 @@ use crate::checkpoint::descriptor::{
 use crate::checkpoint::{hardware, qmp as migration, stream};
 use crate::control::{LaunchRecord, RestoreFrom};
 use crate::durable;
-use crate::run_dir::{RunDir, hand_to_qemu};
+use crate::run_dir::{RunDir, clear_for_qemu};
 use crate::sandbox::View;
 use backstay_qemu::accel::Choice;
 use backstay_qemu::argv::{self, ArgvError, Begin, LaunchFacts};
@@ -49,7 +49,7 @@ pub enum StartError {
     #[error("the machine cannot run as it is configured")]
     Argv(#[source] ArgvError),
     /// What a former QEMU left is in the way.
-    #[error("the run folder {path} cannot be given to QEMU's user")]
+    #[error("the run folder {path} cannot be cleared for QEMU's user")]
     RunFolder {
         /// The folder.
         path: PathBuf,
@@ -136,7 +136,7 @@ pub async fn start(
     let mut facts = LaunchFacts::new(accel.accel);
     facts.begin = if descriptor.is_some() { Begin::Incoming } else { Begin::Boot };
     let line = argv::command_line(&record.spec, run, &facts).map_err(StartError::Argv)?;
-    hand_to_qemu(run, record.qemu_uid_gid)
+    clear_for_qemu(run, record.qemu_uid_gid)
         .map_err(|source| StartError::RunFolder { path: run.dir().into(), source })?;
     let spawn = Spawn {
         qemu: record.qemu.clone(),

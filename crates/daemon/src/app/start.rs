@@ -7,6 +7,7 @@ use super::restorable::{Look, saved_restorable};
 use super::settle::settle_before;
 use super::usage::{chain_of, usage};
 use super::{Accepted, App, Call, Done, check_verb, vm_task};
+use crate::disks::Chain;
 use crate::durable;
 use crate::failure::Failure;
 use crate::inventory::{Machine, blocking};
@@ -18,7 +19,7 @@ use backstay_qemu::version::check_machine;
 use backstay_worker::control::{LaunchRecord, RestoreFrom};
 use backstay_worker::guard::Volume;
 use std::collections::BTreeSet;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -105,8 +106,12 @@ pub(super) async fn preflight(app: &Arc<App>, machine: &Machine) -> Result<Vec<S
 
 /// A volume below its reserve: the guest would be paused at once.
 async fn full_volume(app: &App, machine: &Machine) -> Option<Blocker> {
-    let folders: BTreeSet<PathBuf> =
-        machine.disks().iter().filter_map(|(_, path)| path.parent().map(Path::to_path_buf)).collect();
+    let mut folders = BTreeSet::new();
+    for (_, path) in machine.disks() {
+        // One that cannot be opened is told elsewhere.
+        let grows = chain_of(app, &path).await.is_ok_and(|chain| grows(&chain, &path));
+        folders.extend(path.parent().filter(|_| grows).map(Path::to_path_buf));
+    }
     let guard = app.config.guard;
     let look = move || {
         Ok(folders.iter().find_map(|folder| Volume::of(folder).ok().and_then(|v| v.shortage(&guard))))
@@ -114,6 +119,13 @@ async fn full_volume(app: &App, machine: &Machine) -> Option<Blocker> {
     let detail = blocking(look).await.ok().flatten()?;
     let cure = Some("or lower the reserve in [guard] of the settings file".to_owned());
     Some(Blocker { code: ProblemCode::NoSpace, detail, cure })
+}
+
+/// Whether writes of the guest take more space, as the guard sees it: not those to a file of fixed size that has all of it.
+fn grows(chain: &Chain, top: &Path) -> bool {
+    use std::os::unix::fs::MetadataExt;
+    let flat = chain.layers.first().is_some_and(|layer| matches!(layer.kind.as_str(), "fixed" | "raw"));
+    !flat || std::fs::metadata(top).map_or(true, |file| file.blocks().saturating_mul(512) < file.len())
 }
 
 /// Whether the files are there, whole, and nobody else's. Returns warnings and what stands in the way.
@@ -241,4 +253,33 @@ async fn last_state_reason(app: &App, id: VmId) -> String {
         || format!("see worker.log in {}", app.workers.run_folder(id).display()),
         |event| event.reason,
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use backstay_api::DiskLayer;
+
+    #[test]
+    fn a_disk_that_has_all_its_space_needs_no_more() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("disk.vhd");
+        let chain = |kind: &str| Chain {
+            size: 1 << 20,
+            layers: vec![DiskLayer {
+                path: path.clone(),
+                kind: kind.into(),
+                virtual_size: 1 << 20,
+                file_size: 1 << 20,
+            }],
+            top_blocks: 0,
+            warnings: Vec::new(),
+        };
+        std::fs::write(&path, vec![1_u8; 1 << 20]).unwrap();
+        std::fs::File::open(&path).unwrap().sync_all().unwrap();
+        assert!(!grows(&chain("fixed"), &path) && !grows(&chain("raw"), &path));
+        assert!(grows(&chain("dynamic"), &path) && grows(&chain("differencing"), &path));
+        std::fs::File::create(&path).unwrap().set_len(1 << 20).unwrap();
+        assert!(grows(&chain("fixed"), &path), "a sparse one");
+    }
 }

@@ -26,7 +26,12 @@ pub(super) fn command_line(pid: u32) -> io::Result<Vec<String>> {
 /// Replaces the record as a whole: a worker that dies here leaves the old one or the new one.
 pub(super) fn write_record(path: &Path, record: ProcessRecord) -> io::Result<()> {
     let temporary = path.with_extension("json.new");
-    let mut file = fs::File::create(&temporary)?;
+    // QEMU may make files there: one that it left under this name is not written to.
+    match fs::remove_file(&temporary) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let mut file = fs::OpenOptions::new().write(true).create_new(true).open(&temporary)?;
     file.write_all(serde_json::to_string(&record)?.as_bytes())?;
     file.sync_data()?;
     fs::rename(&temporary, path)
@@ -42,6 +47,17 @@ mod tests {
         let stat = format!("77 (odd) name ) S) {}", tail.join(" "));
         assert_eq!(parse_start_time(&stat), Some(22));
         assert_eq!(parse_start_time("77 (x"), None);
+    }
+
+    #[test]
+    fn a_link_under_the_temporary_name_is_not_followed() {
+        let folder = tempfile::tempdir().unwrap();
+        let (precious, record) = (folder.path().join("precious"), folder.path().join("qemu.json"));
+        fs::write(&precious, "precious").unwrap();
+        std::os::unix::fs::symlink(&precious, record.with_extension("json.new")).unwrap();
+        write_record(&record, ProcessRecord { pid: 1, start_time: 2 }).unwrap();
+        assert_eq!(fs::read_to_string(&precious).unwrap(), "precious");
+        assert!(fs::symlink_metadata(&record).unwrap().is_file());
     }
 
     #[test]

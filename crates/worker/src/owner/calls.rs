@@ -9,9 +9,13 @@ use crate::server::Call;
 use backstay_disk::{Disk, MergeControl};
 use backstay_model::{CheckpointId, DriveSlot, MemoryMethod, VmState, VmVerb};
 use backstay_qemu::lifecycle::{Event as Life, UserRequest};
-use std::io;
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+
+/// Longest picture of a screen in bytes.
+const PICTURE_MAX: u64 = 256 << 20;
 
 impl Owner {
     pub(super) async fn call(&mut self, call: Call) {
@@ -207,13 +211,41 @@ impl Owner {
     }
 }
 
-/// Copies under a temporary name, because the target may be on another file system.
+/// Copies under a temporary name, because the target may be on another file system. The source is QEMU's: a link in its
+/// place would be somebody else's file.
 fn deliver(from: &Path, to: &Path) -> io::Result<()> {
+    let result = crate::durable::open_regular(from).and_then(|picture| copy_to(&picture, to));
+    let _ = std::fs::remove_file(from);
+    result
+}
+
+fn copy_to(picture: &File, to: &Path) -> io::Result<()> {
     let temporary = crate::durable::temporary(to);
-    let result = std::fs::copy(from, &temporary).and_then(|_| std::fs::rename(&temporary, to));
+    crate::durable::remove(&temporary)?;
+    let mut copy = OpenOptions::new().write(true).create_new(true).open(&temporary)?;
+    let copied = io::copy(&mut picture.take(PICTURE_MAX), &mut copy).map(drop);
+    let result = copied.and_then(|()| std::fs::rename(&temporary, to));
     if result.is_err() {
         let _ = std::fs::remove_file(&temporary);
     }
-    let _ = std::fs::remove_file(from);
     result
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_link_in_place_of_a_picture_gives_nothing_away() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name);
+        std::fs::write(at("secret"), "secret").unwrap();
+        std::os::unix::fs::symlink(at("secret"), at("screen.png")).unwrap();
+        assert!(deliver(&at("screen.png"), &at("out.png")).is_err());
+        assert!(!at("out.png").exists() && at("secret").exists());
+        std::fs::write(at("screen.png"), "picture").unwrap();
+        deliver(&at("screen.png"), &at("out.png")).unwrap();
+        assert_eq!(std::fs::read_to_string(at("out.png")).unwrap(), "picture");
+        assert!(!at("screen.png").exists());
+    }
 }

@@ -1,7 +1,7 @@
 //! What can happen next.
 
 use super::checkpoints::Seen;
-use super::space::View;
+use super::space::{View, blind};
 use super::{Done, Owner};
 use crate::control::{CheckpointOutcome, WorkerError, WorkerErrorCode};
 use crate::server::Call;
@@ -79,7 +79,7 @@ impl Owner {
             Some(done) = self.done.recv() => Event::CommandDone(done),
             qmp = wait_for(self.reconnecting.as_mut()) => Event::Reconnected(qmp.unwrap_or(None)),
             () = at(tick) => Event::Tick,
-            view = wait_for(looking) => Event::Looked(view.unwrap_or_default()),
+            view = wait_for(looking) => Event::Looked(view.unwrap_or_else(|_| blind())),
             () = at(look) => Event::Look,
             () = terminated(&mut self.terminate) => Event::Terminate,
             call = self.calls.recv() => match call {

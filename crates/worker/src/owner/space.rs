@@ -14,6 +14,11 @@ use tokio::time::Instant;
 /// What was found of each volume; its folder, if it did not answer.
 pub(super) type View = Vec<Result<Volume, PathBuf>>;
 
+/// The view of a look that failed: what the volumes are like is not known.
+pub(super) fn blind() -> View {
+    vec![Err(PathBuf::new())]
+}
+
 /// How long the first look may take: a guest must not start for a moment on a volume that is full.
 const FIRST_LOOK: Duration = Duration::from_secs(1);
 
@@ -51,7 +56,7 @@ impl Owner {
         let folders = self.growing();
         let mut task = tokio::task::spawn_blocking(move || look(folders));
         match tokio::time::timeout(FIRST_LOOK, &mut task).await {
-            Ok(view) => self.looked(view.unwrap_or_default()).await,
+            Ok(view) => self.looked(view.unwrap_or_else(|_| blind())).await,
             Err(_) => self.looking.task = Some(task),
         }
     }
