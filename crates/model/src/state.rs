@@ -188,7 +188,7 @@ mod tests {
     fn refusals_name_machine_state_and_cure() {
         let name = VmName::new("web").unwrap();
         let refusal = allowed(&name, VmState::Running, VmVerb::Delete).unwrap_err();
-        assert_eq!(refusal.to_string(), "'web' is running: delete is possible while it is off");
+        assert_eq!(refusal.to_string(), "'web' is running: delete is possible while it is off or saved");
         assert_eq!(allowed(&name, VmState::Running, VmVerb::Start), Ok(false));
         assert_eq!(allowed(&name, VmState::Off, VmVerb::Start), Ok(true));
         let saved = allowed(&name, VmState::Saved, VmVerb::Configure).unwrap_err().to_string();

@@ -240,6 +240,15 @@ impl History {
         }
         child.wait().unwrap();
         self.host.wait_idle();
+        self.what_came_of(act, before);
+        if self.guest.is_some() {
+            self.host.wait_state("m", "running");
+            self.attach();
+        }
+    }
+
+    /// After `act` was cut short: done or not done, nothing between.
+    fn what_came_of(&mut self, act: &Act, before: State) {
         let names: BTreeSet<String> = self.host.checkpoints("m").into_iter().collect();
         match act {
             Act::Create(name) if names.contains(name) => {
@@ -283,10 +292,6 @@ impl History {
             }
             Act::Delete(_) | Act::DeleteSubtree(_) => self.then.retain(|name, _| names.contains(name)),
             _ => {}
-        }
-        if self.guest.is_some() {
-            self.host.wait_state("m", "running");
-            self.attach();
         }
     }
 

@@ -68,7 +68,7 @@ fn a_machine_is_shown_with_what_is_not_possible_now() {
     let shown = out(&daemon.run(&["vm", "show", &guid(1)]));
     for text in [
         "ide:0:0  disk  /vm/web.vhd",
-        "2, limit 75 % = 1.5 cores",
+        "2, limit 75 % of 2 vCPU = 1.5 cores",
         "00-15-5D-01-07-DC  e1000  user",
         "delete: 'web'",
         "When the host stops",
@@ -82,7 +82,9 @@ fn a_machine_is_shown_with_what_is_not_possible_now() {
 fn the_checkpoint_tree_ends_in_now() {
     let tree = out(&web().run(&["checkpoint", "list", "web", "--tree"]));
     let names: Vec<&str> = tree.lines().map(|l| l.split("  2026").next().unwrap().trim_end()).collect();
-    assert_eq!(names, ["CHECKPOINT     CREATED              MEMORY", "clean", "└─ configured", "   └─ Now"]);
+    let starts = ["CHECKPOINT     CREATED              MEMORY  ON DISK", "clean", "└─ configured", "   └─ Now "];
+    assert_eq!(names.len(), starts.len());
+    assert!(names.iter().zip(starts).all(|(name, start)| name.starts_with(start)), "{names:?}");
     assert!(tree.contains("64 MiB"), "{tree}");
     let json: Value =
         serde_json::from_str(&out(&web().run(&["snapshot", "list", "web", "-o", "json"]))).unwrap();

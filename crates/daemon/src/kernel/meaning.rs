@@ -208,105 +208,101 @@ mod tests {
 
     /// Lines as kernels of several versions have written them.
     #[test]
-    fn troubles_are_told_from_each_other() {
-        use Kind::{Device, FileSystem};
-        let cases = [
-            ("blk_update_request: I/O error, dev sda, sector 789012", Device, "sda", "I/O error"),
-            (
-                "blk_update_request: critical medium error, dev sdb, sector 3907028992 op 0x0:(READ) flags 0x80700 phys_seg 1 prio class 0",
-                Device,
-                "sdb",
-                "critical medium error (read)",
-            ),
-            (
-                "I/O error, dev loop0, sector 2048 op 0x1:(WRITE) flags 0x8800 phys_seg 1 prio class 2",
-                Device,
-                "loop0",
-                "I/O error (write)",
-            ),
-            (
-                "critical target error, dev nvme0n1, sector 100 op 0x3:(DISCARD) flags 0x0 phys_seg 1 prio class 0",
-                Device,
-                "nvme0n1",
-                "critical target error (discard)",
-            ),
-            (
-                "Buffer I/O error on dev sda1, logical block 123456, lost async page write",
-                Device,
-                "sda1",
-                "I/O error: lost async page write",
-            ),
-            ("Buffer I/O error on device sdc, logical block 0", Device, "sdc", "I/O error: of a buffer"),
-            ("sd 2:0:0:0: [sdc] tag#19 Sense Key : Medium Error [current]", Device, "sdc", "medium error"),
-            (
-                "ata3.00: failed command: READ FPDMA QUEUED",
-                Device,
-                "ata3.00",
-                "failed command: READ FPDMA QUEUED",
-            ),
-            ("nvme nvme0: I/O 512 QID 3 timeout, aborting", Device, "nvme0", "requests time out"),
-            (
-                "nvme nvme1: controller is down; will reset: CSTS=0xffffffff, PCI_STATUS=0x10",
-                Device,
-                "nvme1",
-                "the controller is down",
-            ),
-            (
-                "md/raid1:md0: Disk failure on sdb1, disabling device.",
-                Device,
-                "sdb1",
-                "failed in the array md0",
-            ),
-            (
-                "EXT4-fs error (device sda1): ext4_journal_check_start: Detected aborted journal",
-                FileSystem,
-                "sda1",
-                "error in ext4_journal_check_start",
-            ),
-            (
-                "EXT4-fs error (device dm-0) in ext4_reserve_inode_write:5760: Journal has aborted",
-                FileSystem,
-                "dm-0",
-                "error in ext4_reserve_inode_write",
-            ),
-            ("EXT4-fs (sda1): Remounting filesystem read-only", FileSystem, "sda1", "was made read-only"),
-            ("Aborting journal on device sda1-8.", FileSystem, "sda1", "its journal was given up"),
-            ("Aborting journal on device dm-3-8.", FileSystem, "dm-3", "its journal was given up"),
-            (
-                "XFS (nvme0n1p1): metadata I/O error in \"xfs_trans_read_buf_map\" at daddr 0x8e8c20 len 8 error 74",
-                FileSystem,
-                "nvme0n1p1",
-                "metadata I/O error",
-            ),
-            (
-                "XFS (dm-7): metadata I/O error: block 0x280000010 (\"xlog_bread_noalign\") error 5 numblks 8",
-                FileSystem,
-                "dm-7",
-                "metadata I/O error",
-            ),
-            ("XFS (dm-4): I/O Error Detected. Shutting down filesystem", FileSystem, "dm-4", "was shut down"),
-            (
-                "XFS (nvme0n1p1): Metadata CRC error detected at xfs_dir3_block_read_verify+0xc8/0xf0 [xfs], xfs_dir3_block block 0x8e8c20",
-                FileSystem,
-                "nvme0n1p1",
-                "metadata is damaged",
-            ),
-            (
-                "XFS (vda4): Metadata corruption detected at xfs_buf_ioend+0x162/0x570 [xfs], xfs_inode block 0x2f88e0 xfs_inode_buf_verify",
-                FileSystem,
-                "vda4",
-                "metadata is damaged",
-            ),
-            (
-                "BTRFS error (device sdb1): bdev /dev/sdb1 errs: wr 1, rd 0, flush 0, corrupt 0, gen 0",
-                FileSystem,
-                "sdb1",
-                "errors of its device",
-            ),
-            ("BTRFS info (device sdb1 state EA): forced readonly", FileSystem, "sdb1", "was made read-only"),
-        ];
-        for (message, kind, device, class) in cases {
-            assert_eq!(of(message), Some((kind, device.into(), class.into())), "{message}");
+    fn troubles_of_devices_are_told_from_each_other() {
+        all_are(
+            Kind::Device,
+            &[
+                ("blk_update_request: I/O error, dev sda, sector 789012", "sda", "I/O error"),
+                (
+                    "blk_update_request: critical medium error, dev sdb, sector 3907028992 op 0x0:(READ) flags 0x80700 phys_seg 1 prio class 0",
+                    "sdb",
+                    "critical medium error (read)",
+                ),
+                (
+                    "I/O error, dev loop0, sector 2048 op 0x1:(WRITE) flags 0x8800 phys_seg 1 prio class 2",
+                    "loop0",
+                    "I/O error (write)",
+                ),
+                (
+                    "critical target error, dev nvme0n1, sector 100 op 0x3:(DISCARD) flags 0x0 phys_seg 1 prio class 0",
+                    "nvme0n1",
+                    "critical target error (discard)",
+                ),
+                (
+                    "Buffer I/O error on dev sda1, logical block 123456, lost async page write",
+                    "sda1",
+                    "I/O error: lost async page write",
+                ),
+                ("Buffer I/O error on device sdc, logical block 0", "sdc", "I/O error: of a buffer"),
+                ("sd 2:0:0:0: [sdc] tag#19 Sense Key : Medium Error [current]", "sdc", "medium error"),
+                (
+                    "ata3.00: failed command: READ FPDMA QUEUED",
+                    "ata3.00",
+                    "failed command: READ FPDMA QUEUED",
+                ),
+                ("nvme nvme0: I/O 512 QID 3 timeout, aborting", "nvme0", "requests time out"),
+                (
+                    "nvme nvme1: controller is down; will reset: CSTS=0xffffffff, PCI_STATUS=0x10",
+                    "nvme1",
+                    "the controller is down",
+                ),
+                ("md/raid1:md0: Disk failure on sdb1, disabling device.", "sdb1", "failed in the array md0"),
+            ],
+        );
+    }
+
+    #[test]
+    fn troubles_of_file_systems_are_told_from_each_other() {
+        all_are(
+            Kind::FileSystem,
+            &[
+                (
+                    "EXT4-fs error (device sda1): ext4_journal_check_start: Detected aborted journal",
+                    "sda1",
+                    "error in ext4_journal_check_start",
+                ),
+                (
+                    "EXT4-fs error (device dm-0) in ext4_reserve_inode_write:5760: Journal has aborted",
+                    "dm-0",
+                    "error in ext4_reserve_inode_write",
+                ),
+                ("EXT4-fs (sda1): Remounting filesystem read-only", "sda1", "was made read-only"),
+                ("Aborting journal on device sda1-8.", "sda1", "its journal was given up"),
+                ("Aborting journal on device dm-3-8.", "dm-3", "its journal was given up"),
+                (
+                    "XFS (nvme0n1p1): metadata I/O error in \"xfs_trans_read_buf_map\" at daddr 0x8e8c20 len 8 error 74",
+                    "nvme0n1p1",
+                    "metadata I/O error",
+                ),
+                (
+                    "XFS (dm-7): metadata I/O error: block 0x280000010 (\"xlog_bread_noalign\") error 5 numblks 8",
+                    "dm-7",
+                    "metadata I/O error",
+                ),
+                ("XFS (dm-4): I/O Error Detected. Shutting down filesystem", "dm-4", "was shut down"),
+                (
+                    "XFS (nvme0n1p1): Metadata CRC error detected at xfs_dir3_block_read_verify+0xc8/0xf0 [xfs], xfs_dir3_block block 0x8e8c20",
+                    "nvme0n1p1",
+                    "metadata is damaged",
+                ),
+                (
+                    "XFS (vda4): Metadata corruption detected at xfs_buf_ioend+0x162/0x570 [xfs], xfs_inode block 0x2f88e0 xfs_inode_buf_verify",
+                    "vda4",
+                    "metadata is damaged",
+                ),
+                (
+                    "BTRFS error (device sdb1): bdev /dev/sdb1 errs: wr 1, rd 0, flush 0, corrupt 0, gen 0",
+                    "sdb1",
+                    "errors of its device",
+                ),
+                ("BTRFS info (device sdb1 state EA): forced readonly", "sdb1", "was made read-only"),
+            ],
+        );
+    }
+
+    fn all_are(kind: Kind, cases: &[(&str, &str, &str)]) {
+        for (message, device, class) in cases {
+            assert_eq!(of(message), Some((kind, (*device).into(), (*class).into())), "{message}");
         }
     }
 

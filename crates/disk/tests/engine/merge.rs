@@ -108,56 +108,60 @@ fn a_merged_disk_is_right_for_other_programs() {
     }
 }
 
+const WRITERS: u64 = 3;
+
+/// One writer: writes its own sectors and looks at them until `stop`. Returns the version of each; 0 as before, `MAX` zeros.
+fn write_and_look(disk: &Disk, before: &[u8], stop: &AtomicBool, (seed, writer): (u64, u64)) -> Vec<u64> {
+    let sectors = SIZE / SECTOR;
+    let mut rng = Rng::new(seed * 100 + writer);
+    let mut mine = vec![0; usize::try_from(sectors / WRITERS).unwrap()];
+    let mut version = 1;
+    while !stop.load(SeqCst) || version < 300 {
+        version += 1;
+        // Some writers have a hot spot.
+        let slot = if rng.one_in(2) { rng.below(mine.len() as u64) } else { rng.below(300) };
+        let offset = (slot * WRITERS + writer) * SECTOR;
+        let index = usize::try_from(slot).unwrap();
+        let mut found = [0; 512];
+        match rng.below(8) {
+            0 => disk.flush().unwrap(),
+            1 => {
+                let mode = ZeroMode { may_unmap: true, fast_only: false };
+                disk.write_zeroes(offset, SECTOR, mode).unwrap();
+                mine[index] = u64::MAX;
+            }
+            2 | 3 => {
+                disk.read(offset, &mut found).unwrap();
+                let at = usize::try_from(offset).unwrap();
+                let expected = match mine[index] {
+                    0 => before[at..at + 512].to_vec(),
+                    u64::MAX => vec![0; 512],
+                    version => stamp(offset, SECTOR, version),
+                };
+                assert_same(&found, &expected, "a sector that only this thread writes");
+            }
+            _ => {
+                disk.write(offset, &stamp(offset, SECTOR, version)).unwrap();
+                mine[index] = version;
+            }
+        }
+    }
+    mine
+}
+
 /// Writers own every n-th sector each, readers look for what they know; layers are merged below them and at the top.
 fn hammer(base: &NewDisk, upper: usize, seed: u64) {
-    const WRITERS: u64 = 3;
     let folder = folder();
     let paths = chain(folder.path(), base, 3);
     let disk = open(&paths[3], with_shadow(folder.path()));
     let before = read_all(&disk);
-    let sectors = SIZE / SECTOR;
     let stop = AtomicBool::new(false);
     let mut model = before.clone();
     let written: Vec<Vec<u64>> = std::thread::scope(|scope| {
         let writers: Vec<_> = (0..WRITERS)
             .map(|writer| {
                 let (disk, stop, before) = (&disk, &stop, &before);
-                scope.spawn(move || {
-                    let mut rng = Rng::new(seed * 100 + writer);
-                    let mut mine = vec![0; usize::try_from(sectors / WRITERS).unwrap()];
-                    let mut version = 1;
-                    while !stop.load(SeqCst) || version < 300 {
-                        version += 1;
-                        // Some writers have a hot spot.
-                        let slot = if rng.one_in(2) { rng.below(mine.len() as u64) } else { rng.below(300) };
-                        let offset = (slot * WRITERS + writer) * SECTOR;
-                        let index = usize::try_from(slot).unwrap();
-                        let mut found = [0; 512];
-                        match rng.below(8) {
-                            0 => disk.flush().unwrap(),
-                            1 => {
-                                let mode = ZeroMode { may_unmap: true, fast_only: false };
-                                disk.write_zeroes(offset, SECTOR, mode).unwrap();
-                                mine[index] = u64::MAX;
-                            }
-                            2 | 3 => {
-                                disk.read(offset, &mut found).unwrap();
-                                let at = usize::try_from(offset).unwrap();
-                                let expected = match mine[index] {
-                                    0 => before[at..at + 512].to_vec(),
-                                    u64::MAX => vec![0; 512],
-                                    version => stamp(offset, SECTOR, version),
-                                };
-                                assert_same(&found, &expected, "a sector that only this thread writes");
-                            }
-                            _ => {
-                                disk.write(offset, &stamp(offset, SECTOR, version)).unwrap();
-                                mine[index] = version;
-                            }
-                        }
-                    }
-                    mine
-                })
+                scope.spawn(move || write_and_look(disk, before, stop, (seed, writer)))
             })
             .collect();
         let mut left: Vec<usize> = (1..=3).collect();

@@ -120,7 +120,7 @@ mod tests {
         assert_eq!(home("qemu-system-x86_64"), None);
         assert_eq!(home("/usr/bin/qemu-system-x86_64"), None);
         assert_eq!(home("/opt/qemu/bin/qemu-system-x86_64"), Some("/opt/qemu".into()));
-        assert_eq!(home("/home/me/qemu-system-x86_64"), Some("/home/me/qemu-system-x86_64".into()));
+        assert_eq!(home("/srv/me/qemu-system-x86_64"), Some("/srv/me/qemu-system-x86_64".into()));
         assert_eq!(home("/bin2/bin/qemu"), Some("/bin2".into()));
         assert_eq!(
             home("/opt/qemu-system-x86_64"),
