@@ -267,7 +267,7 @@ fn an_exported_checkpoint_is_a_machine_elsewhere() {
         elsewhere.ok(&["vm", "register", folder.to_str().unwrap()]);
         assert_eq!(elsewhere.vm("m")["id"], host.vm("m")["id"], "it is the same machine");
         elsewhere.ok(&["vm", "start", "m"]);
-        let mut guest = if folder == &whole && elsewhere_resumes(&elsewhere) {
+        let mut guest = if folder == &whole {
             let mut guest = attach(&elsewhere);
             assert_eq!(guest.count(), 2, "its memory goes on");
             guest
@@ -281,12 +281,6 @@ fn an_exported_checkpoint_is_a_machine_elsewhere() {
         let items = disks.as_array().or_else(|| disks["items"].as_array()).unwrap();
         assert!(items.iter().all(|disk| disk["chain"].as_array().unwrap().len() == 1), "{disks}");
     }
-}
-
-fn elsewhere_resumes(host: &Host) -> bool {
-    let id = host.vm("m")["id"].as_str().unwrap().to_owned();
-    let events = host.json(&["event", "list", "--vm", "m"]).to_string();
-    events.contains("saved") && !id.is_empty()
 }
 
 #[test]

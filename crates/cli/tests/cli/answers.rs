@@ -82,7 +82,8 @@ fn a_machine_is_shown_with_what_is_not_possible_now() {
 fn the_checkpoint_tree_ends_in_now() {
     let tree = out(&web().run(&["checkpoint", "list", "web", "--tree"]));
     let names: Vec<&str> = tree.lines().map(|l| l.split("  2026").next().unwrap().trim_end()).collect();
-    let starts = ["CHECKPOINT     CREATED              MEMORY  ON DISK", "clean", "└─ configured", "   └─ Now "];
+    let starts =
+        ["CHECKPOINT     CREATED              MEMORY  ON DISK", "clean", "└─ configured", "   └─ Now "];
     assert_eq!(names.len(), starts.len());
     assert!(names.iter().zip(starts).all(|(name, start)| name.starts_with(start)), "{names:?}");
     assert!(tree.contains("64 MiB"), "{tree}");
