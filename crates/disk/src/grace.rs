@@ -93,8 +93,8 @@ mod tests {
                         let _inside = grace.enter();
                         let value = current.load(SeqCst);
                         thread::yield_now();
-                        assert!(alive[value].load(SeqCst), "value {value} was used after its end");
                         used.fetch_add(1, SeqCst);
+                        assert!(alive[value].load(SeqCst), "value {value} was used after its end");
                     }
                 });
             }
@@ -104,7 +104,7 @@ mod tests {
                 assert!(grace.wait(&|| false));
                 alive[next - 1].store(false, SeqCst);
             }
-            // The machine may have been busy with other things.
+            // The machine may have been busy with other things. One that fails has used the value too.
             while used.load(SeqCst) == 0 {
                 thread::yield_now();
             }

@@ -88,6 +88,28 @@ fn a_full_clone_is_a_machine_of_its_own() {
     assert!(message.contains("--checkpoint"), "{message}");
 }
 
+/// Nobody would keep a parent as it is for a child that is forgotten.
+#[test]
+fn a_linked_clone_is_not_forgotten_while_its_parent_is_known() {
+    let host = Host::start();
+    used(&host, "web", 0x11);
+    host.ok(&["checkpoint", "create", "web", "c"]);
+    let (thin, full) = (host.folder().join("thin"), host.folder().join("full"));
+    let clone =
+        ["vm", "clone", "web", "thin", "--checkpoint", "c", "--linked", "--to", thin.to_str().unwrap()];
+    host.ok(&clone);
+    host.ok(&["vm", "clone", "web", "full", "--checkpoint", "c", "--to", full.to_str().unwrap()]);
+    let message = host.refused(5, &["vm", "unregister", "thin"]);
+    assert!(
+        message.contains("'thin'") && message.contains("'web'") && message.contains("full clone"),
+        "{message}"
+    );
+    // So the file below it stays when its checkpoint goes.
+    host.ok(&["checkpoint", "delete", "web", "c", "--yes"]);
+    boot(&host, "thin").expect(FIRST, 0x100, 0x11);
+    host.ok(&["vm", "unregister", "full"]);
+}
+
 #[test]
 fn a_running_machine_is_cloned_from_its_checkpoint() {
     let host = Host::start();

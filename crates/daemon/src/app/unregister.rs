@@ -1,21 +1,24 @@
 //! Forgetting a registered folder with its machines. No file of it is touched, and it may be gone already.
 
+use super::usage::{same_file, usage};
 use super::{Accepted, App, Call, Done};
 use crate::events::Happening;
 use crate::failure::{Failure, chain};
 use crate::inventory::Machine;
 use crate::tasks::{Hold, TaskContext, TaskSpec, store_failure};
-use backstay_api::{ObjectKind, ObjectRef, Plan, VmUnregister};
+use backstay_api::{ObjectKind, ObjectRef, Plan, ProblemCode, VmUnregister};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// Forgets the folder that `body.target` names: by path, or by the name or GUID of the one machine in it.
 ///
 /// # Errors
-/// `not-found`; `precondition` for the daemon's own folder, and while a machine of the folder is on.
+/// `not-found`; `precondition` for the daemon's own folder, and while a machine of the folder is on; `in-use` when a disk of
+/// the folder is made on one of a machine that stays.
 pub async fn unregister(app: &Arc<App>, body: VmUnregister, call: &Call) -> Result<Accepted, Failure> {
     let root = root_of(app, &body.target).await?;
     let machines = machines_in(app, &root)?;
+    check_parents(app, &root, &machines).await?;
     let mut plan = Plan::new("vm.unregister");
     for machine in &machines {
         plan.step("forget", machine.name(), machine.config_file.display().to_string());
@@ -94,9 +97,30 @@ fn machines_in(app: &App, root: &Path) -> Result<Vec<Machine>, Failure> {
     }
 }
 
+/// A parent is kept as it is for the children that are known: nobody would keep it for a forgotten one.
+async fn check_parents(app: &App, root: &Path, machines: &[Machine]) -> Result<(), Failure> {
+    let usage = usage(app, None).await?;
+    let root = same_file(root);
+    let ids = machines.iter().map(|machine| machine.id).collect();
+    match usage.shared(&ids, |file| !file.starts_with(&root)) {
+        None => Ok(()),
+        Some((file, child, owner)) => Err(Failure::new(
+            ProblemCode::InUse,
+            format!(
+                "a disk of '{}' is made on {}, which '{}' has too and would be free to change once '{0}' is forgotten: make a \
+                 full clone of '{0}' and forget that, or delete '{0}'",
+                child.name,
+                file.display(),
+                owner.name
+            ),
+        )),
+    }
+}
+
 async fn run(app: Arc<App>, context: TaskContext, root: PathBuf) -> Done {
     let _attaching = app.attaching.lock().await;
     let machines = machines_in(&app, &root)?;
+    check_parents(&app, &root, &machines).await?;
     app.store.remove_folder(&root).await.map_err(store_failure)?;
     for (path, _) in app.inventory.unreadable_files() {
         if path.starts_with(&root) {

@@ -87,6 +87,19 @@ impl Usage {
         })
     }
 
+    /// The first file that one of `some` has in a chain and another machine needs too, if `is_asked` of it: with who has it.
+    pub(super) fn shared(
+        &self,
+        some: &BTreeSet<VmId>,
+        is_asked: impl Fn(&Path) -> bool,
+    ) -> Option<(&PathBuf, &DiskHolder, &DiskHolder)> {
+        self.files.iter().filter(|(file, _)| is_asked(file)).find_map(|(file, holders)| {
+            let one = holders.iter().find(|holder| some.contains(&holder.vm))?;
+            let other = holders.iter().find(|holder| !some.contains(&holder.vm))?;
+            Some((file, one, other))
+        })
+    }
+
     /// Every file that is used.
     pub(super) fn files(&self) -> BTreeSet<PathBuf> {
         self.files.keys().cloned().collect()

@@ -9,6 +9,7 @@ use super::tops::Tops;
 use crate::control::{CheckpointOutcome, LayerSwitch};
 use crate::disks::{DiskSet, DisksError};
 use crate::durable;
+use crate::guard::Volume;
 use crate::report::chain_of;
 use crate::run_dir::{RunDir, share_with};
 use backstay_disk::{Switch, Switched};
@@ -168,6 +169,23 @@ pub enum JobError {
     Stuck,
 }
 
+/// Less room than this in a volume means that it is full: QEMU writes in pieces up to this size.
+const FULL: u64 = 1 << 20;
+
+/// QEMU says "Input/output error" where it had no room, which nobody could act on.
+fn told_if_full(error: JobError, written: &Path, wanted: &Path) -> JobError {
+    let full = || {
+        let volume = written.parent().and_then(|folder| Volume::of(folder).ok());
+        volume.is_some_and(|volume| volume.free < FULL)
+    };
+    match error {
+        JobError::Save(_) if full() => {
+            JobError::Receive { path: wanted.into(), source: io::ErrorKind::StorageFull.into() }
+        }
+        error => error,
+    }
+}
+
 /// What has been done so far.
 #[derive(Debug, Default)]
 struct Done {
@@ -323,7 +341,7 @@ impl Job {
         self.qmp.migrate(&uri).await.map_err(qemu("start saving"))?;
         let saved = self.saved(if self.plan.resume { POLL_STOPPED } else { POLL_RUNNING }).await;
         take_back(&self.qmp).await;
-        saved?;
+        saved.map_err(|error| told_if_full(error, path, &self.plan.memory_file))?;
         let switched = self.flip(&mut done.switch).await?;
         let created = now_unix_ms();
         if self.plan.resume {
