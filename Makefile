@@ -55,7 +55,7 @@ bench: deps ## measure against QEMU and its tools, write docs/benchmarks.md (BEN
 fuzz: deps ## run the fuzz targets (FUZZ_SECONDS each, needs a nightly toolchain)
 	@scripts/optional.sh fuzz
 
-soak: deps ## run the crash simulators with fresh seeds (SOAK_SECONDS)
+soak: deps ## run what takes long: crashes with fresh seeds, random trees, 1 GiB merged while workers die (SOAK_SECONDS each)
 	@scripts/optional.sh soak
 
 deb: deps ## build the Debian package into target/debian

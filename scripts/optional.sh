@@ -20,6 +20,9 @@ fuzz)
         cargo +nightly fuzz run "$target" "fuzz/found/$target" "fuzz/corpus/$target" -- -max_total_time="${FUZZ_SECONDS:-60}" -print_final_stats=1
     done ;;
 soak)
+    # The end-to-end ones start the `backstay` and the guests that lie in the target folder.
+    cargo build -p backstay-cli -p xtask
+    "${CARGO_TARGET_DIR:-target}/debug/xtask" guest || { code=$?; [ "$code" -eq 3 ] || exit "$code"; }
     SOAK_SECONDS=${SOAK_SECONDS:-600} exec cargo nextest run --workspace --profile soak --run-ignored only -E 'test(/soak_/)' ;;
 *) echo "usage: $0 bench|fuzz|soak" >&2; exit 2 ;;
 esac

@@ -33,12 +33,28 @@ impl Console {
         self.stream.write_all(text.as_bytes())
     }
 
+    /// Types one byte, which need not be a letter.
+    ///
+    /// # Errors
+    /// The connection has ended.
+    pub fn send_byte(&mut self, byte: u8) -> io::Result<()> {
+        self.stream.write_all(&[byte])
+    }
+
     /// Returns what the guest writes up to and including `end`; what follows stays for the next call.
     ///
     /// # Errors
     /// The connection has ended, or nothing came within [`PATIENCE`]; the message has what came until then.
     pub fn until(&mut self, end: &str) -> io::Result<String> {
-        let limit = Instant::now() + PATIENCE;
+        self.until_within(end, PATIENCE)
+    }
+
+    /// As [`Console::until`], with another limit.
+    ///
+    /// # Errors
+    /// As [`Console::until`].
+    pub fn until_within(&mut self, end: &str, limit: Duration) -> io::Result<String> {
+        let limit = Instant::now() + limit;
         loop {
             if let Some(at) = find(&self.heard, end.as_bytes()) {
                 let rest = self.heard.split_off(at + end.len());

@@ -11,6 +11,7 @@ mod console;
 mod host;
 mod images;
 mod linux;
+mod load;
 mod micro;
 mod process;
 
@@ -18,6 +19,7 @@ pub use console::Console;
 pub use host::{Host, HostOptions, Said};
 pub use images::{linux_image, microguest_image, previous_release, program};
 pub use linux::Linux;
+pub use load::{Found, Load, Ticks, Told, ask_load, hash, stop_load};
 pub use micro::Micro;
 pub use process::{cpu_ticks, is_alive, kill, parent_of, pin_to_first_cpu, vcpu_threads};
 

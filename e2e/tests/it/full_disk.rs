@@ -60,9 +60,11 @@ pub(crate) fn create(host: &Host, place: &Path) {
     host.ok(&["vm", "start", "m"]);
 }
 
-/// A host whose guard does not keep the volume from filling up, as when something fills it in an instant.
+/// Settings of a guard that does not keep a volume from filling up, as when something fills it in an instant.
+pub(crate) const UNGUARDED: &str = "[guard]\nmin_free = '0'\nmin_free_percent = 0.0\n";
+
 fn unguarded(small: &Small) -> Host {
-    let settings = "[guard]\nmin_free = '0'\nmin_free_percent = 0.0\n".into();
+    let settings = UNGUARDED.into();
     Host::with(&HostOptions { state: Some(small.path().join("state")), settings, ..HostOptions::default() })
 }
 
@@ -156,7 +158,7 @@ fn a_guest_writes_on_without_room_for_the_records_of_its_writes() {
     if !root {
         return println!("skipped: a file system of its own needs root");
     }
-    let settings = "[guard]\nmin_free = '0'\nmin_free_percent = 0.0\n".into();
+    let settings = UNGUARDED.into();
     let host = Host::with(&HostOptions { shadow: Some("1m".into()), settings, ..HostOptions::default() });
     create(&host, host.folder());
     let (mut guest, _) = Micro::booting(&host.console("m"));

@@ -6,17 +6,19 @@ use crate::{FIRST, SECOND};
 use backstay_e2e::{Host, Micro, kill, wait_for};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
+use std::process::Child;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-struct Random(u64);
+/// Numbers that follow from a seed.
+pub struct Random(u64);
 
 impl Random {
-    fn new(seed: u64) -> Self {
+    pub fn new(seed: u64) -> Self {
         Self(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1)
     }
 
-    fn below(&mut self, limit: u64) -> u64 {
+    pub fn below(&mut self, limit: u64) -> u64 {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
         self.0 ^= self.0 << 17;
@@ -209,6 +211,7 @@ impl History {
         let args = Self::args(act);
         let args: Vec<&str> = args.iter().map(String::as_str).collect();
         let worker = self.guest.is_some().then(|| self.host.pid("m", "worker_pid"));
+        let tasks = self.tasks();
         let mut child = self
             .host
             .command(&args)
@@ -226,6 +229,7 @@ impl History {
             }
         }
         let victims = self.random.below(7) + 1;
+        println!("step {}: {act:?}; killed are {victims:#b} of command line, worker, daemon", self.step);
         if victims & 1 != 0 {
             self.host.kill_daemon();
         }
@@ -233,6 +237,9 @@ impl History {
             kill(worker);
         }
         if victims & 4 != 0 {
+            // A request that a living daemon has not answered yet may become a task when nobody looks any more.
+            let told = |child: &mut Child| victims & 1 != 0 || child.try_wait().unwrap().is_some();
+            wait_for("the task", || (told(&mut child) || self.tasks() != tasks).then_some(()));
             let _ = child.kill();
         }
         if victims & 1 != 0 {
@@ -245,6 +252,14 @@ impl History {
             self.host.wait_state("m", "running");
             self.attach();
         }
+    }
+
+    fn tasks(&self) -> BTreeSet<String> {
+        let tasks = self.host.json(&["task", "list"]);
+        let items = tasks.as_array().or_else(|| tasks["items"].as_array()).unwrap();
+        // Merges come by themselves.
+        let asked = items.iter().filter(|task| task["operation"] != "checkpoint.merge");
+        asked.map(|task| task["id"].as_str().unwrap().to_owned()).collect()
     }
 
     /// After `act` was cut short: done or not done, nothing between.

@@ -95,8 +95,8 @@ pub enum MergeError {
     },
     /// No space for what is to be moved.
     #[error(
-        "{} has no space for what {} still holds ({left} bytes at most); make space and merge again: what is moved stays moved",
-        lower.display(), upper.display()
+        "the volume of {} has no space for what {} still holds: at most {} MiB more; make space and merge again: what is moved stays moved",
+        lower.display(), upper.display(), left.div_ceil(1 << 20)
     )]
     NoSpace {
         /// What was to be merged.
