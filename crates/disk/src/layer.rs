@@ -235,6 +235,14 @@ impl Layer {
         }
     }
 
+    /// Closes a file that nothing is read from any more, without the work of making it tidy.
+    pub(crate) fn retire(&self) -> io::Result<()> {
+        match &self.body {
+            Body::Vhd(image) => Ok(image.retire()?),
+            Body::Raw(_) => Ok(()),
+        }
+    }
+
     /// Flushes and tidies up; no write can follow.
     pub(crate) fn close(&self) -> io::Result<()> {
         match &self.body {

@@ -249,10 +249,29 @@ impl Image {
             }
             allocator.trim_tail().inspect_err(|_| self.commit.fail())?;
         }
-        if let Some((_, Differencing { shadow: Some(shadow), .. })) = self.differencing() {
-            shadow.clear().meta_context("clear the shadow", 0)?;
+        self.clear_shadow()
+    }
+
+    /// Closes a disk whose blocks have all been given away: as [`Image::close`], but the space behind the last block stays
+    /// taken, for a file that is removed next.
+    ///
+    /// # Errors
+    /// As [`Image::flush`].
+    pub fn retire(&self) -> Result<(), MetaError> {
+        if self.closed.swap(true, Ordering::AcqRel) || !self.writable {
+            return Ok(());
         }
-        Ok(())
+        self.commit.run(|| self.flush_round())?;
+        self.clear_shadow()
+    }
+
+    fn clear_shadow(&self) -> Result<(), MetaError> {
+        match self.differencing() {
+            Some((_, Differencing { shadow: Some(shadow), .. })) => {
+                shadow.clear().meta_context("clear the shadow", 0)
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Refuses writes and flushes from now on, as after a failed flush: what was written to a parent may be lost.

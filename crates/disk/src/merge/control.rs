@@ -25,6 +25,8 @@ pub struct MergeControl {
     observer: Option<Observer>,
     /// Blocks in a batch; 0: as many as are best.
     batch_blocks: usize,
+    /// The room beside what is still to be moved below which space is given back on the way; 0: as much as is best.
+    spare: u64,
 }
 
 type Observer = Box<dyn Fn(MergeStep) + Send + Sync>;
@@ -97,6 +99,13 @@ impl MergeControl {
         Self { batch_blocks: blocks, ..self }
     }
 
+    /// Space is given back on the way, as on a volume that has no room for both layers.
+    #[doc(hidden)]
+    #[must_use]
+    pub fn short_of_room(self) -> Self {
+        Self { spare: u64::MAX, ..self }
+    }
+
     /// Ends the merge soon: with a chain that is valid and that a later merge goes on with.
     pub fn cancel(&self) {
         self.cancelled.store(true, Relaxed);
@@ -151,6 +160,10 @@ impl MergeControl {
 
     pub(crate) fn batch_blocks(&self, best: usize) -> usize {
         if self.batch_blocks == 0 { best } else { self.batch_blocks }
+    }
+
+    pub(crate) fn spare(&self, best: u64) -> u64 {
+        if self.spare == 0 { best } else { self.spare }
     }
 
     pub(crate) fn step(&self, step: MergeStep) {

@@ -108,7 +108,9 @@ impl Disk {
             return Err(error);
         }
         match self.hand_children_over(&layers, children, control) {
-            Ok(reparented) => self.take_off(&layers, reparented, bytes_moved),
+            Ok(reparented) => {
+                self.take_off(&layers, reparented, bytes_moved, control.progress().bytes_freed > 0)
+            }
             Err(error) => {
                 self.end_early(&layers);
                 Err(error)
@@ -263,12 +265,13 @@ impl Disk {
         Ok(children.to_vec())
     }
 
-    /// The upper layer is empty and nobody's parent: it leaves the chain.
+    /// The upper layer is empty and nobody's parent: it leaves the chain. `tidy`: where room was short, its file gets small.
     fn take_off(
         &self,
         merging: &Merging,
         reparented: Vec<PathBuf>,
         bytes_moved: u64,
+        tidy: bool,
     ) -> Result<Merged, MergeError> {
         self.flush_quietly();
         let taken = self.quiet().and_then(|mut chain| {
@@ -287,7 +290,7 @@ impl Disk {
                 return Err(error);
             }
         };
-        if let Err(error) = merging.upper.close() {
+        if let Err(error) = if tidy { merging.upper.close() } else { merging.upper.retire() } {
             tracing::warn!(path = %merging.upper.path.display(), %error, "cannot tidy up an empty layer");
         }
         let _closing_drops_it_too = merging.upper.file.unlock();
@@ -409,6 +412,7 @@ impl Merging {
             buf: Vec::new(),
             moved: 0,
             since_writeback: 0,
+            owed: Vec::new(),
         }
     }
 

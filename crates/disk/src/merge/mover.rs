@@ -8,13 +8,18 @@
 //!  5 clear the upper layer's table entries
 //!  6 flush the upper layer                         a crash finds either, and both are complete
 //!  7 readers and writers go to the lower layer
-//!  8 punch out the blocks                          once nobody reads there
+//!  8 punch out the blocks                          once nobody reads there, and only where room is short
 //! ```
+//!
+//! The file of the upper layer goes when the merge has ended, so its space comes back anyway. Punching holes excludes writers of the
+//! same file for as long as the file system takes to free extents, which is seconds where they are many and are discarded: that is
+//! for volumes that need the space before the end.
 
 use super::{MergeControl, MergeError, MergeStep, control::Pace, route::Routing};
 use crate::{
     backend::ZeroMode,
     disk::Disk,
+    fs::folder_of,
     layer::Layer,
     status::data_runs,
     write::{write_layers, zero_layers},
@@ -35,6 +40,12 @@ const PIECE: u64 = 256 << 10;
 const WRITEBACK: u64 = 4 << 20;
 /// Most bytes between two neighbours in a file of ours, whose data is aligned to pages; other programs may keep something there.
 const PADDING: u64 = 4096 - 512;
+/// Room on the volume of the lower layer beside what is still to be moved: with less, space is given back on the way.
+const SPARE: u64 = 1 << 30;
+/// Bytes given back in one step, in which no write to the upper layer's file goes on.
+const PUNCH: u64 = 4 << 20;
+/// Runs up to this length on average are cheaper to read with what is between them.
+const SMALL: u64 = 4096;
 /// Data is looked through for holes from this size on.
 const LOOK_FOR_HOLES: u64 = 64 << 10;
 
@@ -50,6 +61,8 @@ pub(super) struct Mover<'a> {
     pub(super) buf: Vec<u8>,
     pub(super) moved: u64,
     pub(super) since_writeback: u64,
+    /// Places of moved blocks that still occupy space.
+    pub(super) owed: Vec<FileSpan>,
 }
 
 /// A part of a piece that the upper layer holds.
@@ -153,9 +166,44 @@ impl Mover<'_> {
         })
     }
 
-    /// Gives the space of blocks back once nobody can read them. A failure costs space and nothing else.
-    fn release(&self, mut spans: Vec<FileSpan>) -> Result<(), MergeError> {
+    /// Gives the space of moved blocks back, once nobody can read them, if it is needed before the merge ends. A failure costs
+    /// space and nothing else.
+    fn release(&mut self, spans: Vec<FileSpan>) -> Result<(), MergeError> {
         self.wait_for_leavers()?;
+        self.owed.extend(spans);
+        if !self.room_is_short() {
+            return Ok(());
+        }
+        for span in self.take_owed() {
+            for at in (span.offset..span.offset + span.len).step_by(as_usize(PUNCH)) {
+                let len = PUNCH.min(span.offset + span.len - at);
+                if let Err(error) = self.upper.file.zero_range(at, len) {
+                    tracing::warn!(path = %self.upper.path.display(), %error, "cannot free the space of merged blocks");
+                    return Ok(());
+                }
+                self.control.freed(len);
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether the lower layer's volume may not take what is left. Where that cannot be told it is short.
+    pub(super) fn room_is_short(&self) -> bool {
+        let fs = &self.disk.fs;
+        let room = self.lower().map(|lower| fs.free_space(folder_of(&lower.path)));
+        let held = fs.metadata(&self.upper.path).map(|meta| meta.allocated);
+        let occupied_for_nothing = self.moved.saturating_sub(self.control.progress().bytes_freed);
+        match (room, held) {
+            (Ok(Ok(room)), Ok(held)) => {
+                room < held.saturating_sub(occupied_for_nothing).saturating_add(self.control.spare(SPARE))
+            }
+            _ => true,
+        }
+    }
+
+    /// What is owed, neighbours joined.
+    fn take_owed(&mut self) -> Vec<FileSpan> {
+        let mut spans = std::mem::take(&mut self.owed);
         spans.sort_by_key(|span| span.offset);
         let ours =
             self.upper.info().is_some_and(|info| info.creator == CREATOR && info.block_size >= 512 << 10);
@@ -169,16 +217,7 @@ impl Mover<'_> {
                 _ => joined.push(span),
             }
         }
-        for span in joined {
-            match self.upper.file.zero_range(span.offset, span.len) {
-                Ok(()) => self.control.freed(span.len),
-                Err(error) => {
-                    tracing::warn!(path = %self.upper.path.display(), %error, "cannot free the space of merged blocks");
-                    break;
-                }
-            }
-        }
-        Ok(())
+        joined
     }
 
     fn copy_block(&mut self, block: u32) -> Result<(), MergeError> {
@@ -255,7 +294,8 @@ impl Mover<'_> {
             let span = last.0 + last.1 - first.0;
             let held: u64 = places.iter().map(|place| place.1).sum();
             let one_run = last.2.checked_sub(first.2) == Some(last.0 - first.0);
-            if one_run && held >= span / 8 {
+            let small = held / places.len() as u64 <= SMALL;
+            if one_run && (held >= span / 2 || (small && held >= span / 8)) {
                 places = vec![(first.0, span, first.2)];
             }
         }

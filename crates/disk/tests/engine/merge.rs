@@ -290,14 +290,14 @@ fn a_write_that_the_merge_overtakes_is_not_lost() {
 }
 
 #[test]
-fn space_comes_back_while_it_runs_and_the_empty_file_is_small() {
+fn space_comes_back_while_it_runs_where_it_is_short_and_the_empty_file_is_small() {
     let folder = folder();
     let base = dynamic(folder.path(), "base.vhd", SIZE);
     let child = folder.path().join("top.avhd");
     child_of(&base, &child);
     let disk = open(&child, with_shadow(folder.path()));
     disk.write(0, &stamp(0, SIZE, 3)).unwrap();
-    let control = MergeControl::new();
+    let control = MergeControl::new().short_of_room();
     let merged = disk.merge_layer(&child, &[], &control).unwrap();
     assert_eq!(merged.chain, [base.canonicalize().unwrap()]);
     assert_eq!((merged.bytes_moved, control.progress().bytes_moved), (SIZE, SIZE));

@@ -270,7 +270,9 @@ impl FileSystem for SimFs {
     }
 
     fn free_space(&self, _folder: &Path) -> io::Result<u64> {
-        Ok(1 << 40)
+        // Now much, now little: what is done to save space is done at some places and not at others.
+        let little = self.power.state.lock().unwrap().operations.is_multiple_of(2);
+        Ok(if little { 1 << 30 } else { 1 << 40 })
     }
 
     fn holder(&self, _id: FileId) -> Option<Holder> {

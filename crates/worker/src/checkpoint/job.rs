@@ -1,7 +1,9 @@
 //! Takes one checkpoint as planned. Every step that can be undone is noted before it is made; a failure undoes them.
 
 use super::descriptor::{Descriptor, FORMAT, FileFacts, Hardware, StreamFormat, VERSION};
-use super::memory_file::{Fresh, MemoryError};
+pub use super::error::JobError;
+use super::error::{FIRST_PAGE, qemu, told_if_full};
+use super::memory_file::Fresh;
 use super::plan::Plan;
 use super::qmp::{self, hand_over, set_up, take_back};
 use super::stream::{self, Written};
@@ -9,12 +11,11 @@ use super::tops::Tops;
 use crate::control::{CheckpointOutcome, LayerSwitch};
 use crate::disks::{DiskSet, DisksError};
 use crate::durable;
-use crate::guard::Volume;
 use crate::report::chain_of;
 use crate::run_dir::{RunDir, share_with};
 use backstay_disk::{Switch, Switched};
 use backstay_model::{DriveSlot, VmId};
-use backstay_qemu::qmp::{MigrateInfo, Qmp, QmpError};
+use backstay_qemu::qmp::{MigrateInfo, Qmp};
 use serde::{Deserialize, Serialize};
 use std::fs::OpenOptions;
 use std::io;
@@ -26,8 +27,6 @@ use tokio::net::UnixListener;
 use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle;
 
-/// How long QEMU may take from the stop to the first saved page. Milliseconds are normal.
-const FIRST_PAGE: Duration = Duration::from_secs(30);
 /// How long our end of a broken stream may take to say why.
 const BROKEN: Duration = Duration::from_secs(5);
 /// How often QEMU is asked while the guest stands still.
@@ -119,70 +118,6 @@ impl Intent {
         for path in [memory, &durable::temporary(memory), &durable::temporary(descriptor)] {
             let _ = durable::remove(path);
         }
-    }
-}
-
-/// Why no checkpoint came about.
-#[derive(Debug, thiserror::Error)]
-pub enum JobError {
-    /// The memory file.
-    #[error("the memory file cannot be written")]
-    Memory(#[source] MemoryError),
-    /// A file in the run folder.
-    #[error("{path} cannot be written")]
-    RunFile {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        #[source]
-        source: io::Error,
-    },
-    /// The disks.
-    #[error("the disks cannot step onto new files")]
-    Disks(#[source] DisksError),
-    /// A command.
-    #[error("QEMU did not {step}")]
-    Qemu {
-        /// What it should have done.
-        step: &'static str,
-        /// Why it did not.
-        #[source]
-        source: QmpError,
-    },
-    /// QEMU gave up.
-    #[error("QEMU could not save memory: {0}")]
-    Save(String),
-    /// Our end of the stream.
-    #[error("memory could not be written to {path}")]
-    Receive {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        #[source]
-        source: io::Error,
-    },
-    /// On request.
-    #[error("it was cancelled")]
-    Cancelled,
-    /// Nothing happened.
-    #[error("QEMU saved no page within {} s", FIRST_PAGE.as_secs())]
-    Stuck,
-}
-
-/// Less room than this in a volume means that it is full: QEMU writes in pieces up to this size.
-const FULL: u64 = 1 << 20;
-
-/// QEMU says "Input/output error" where it had no room, which nobody could act on.
-fn told_if_full(error: JobError, written: &Path, wanted: &Path) -> JobError {
-    let full = || {
-        let volume = written.parent().and_then(|folder| Volume::of(folder).ok());
-        volume.is_some_and(|volume| volume.free < FULL)
-    };
-    match error {
-        JobError::Save(_) if full() => {
-            JobError::Receive { path: wanted.into(), source: io::ErrorKind::StorageFull.into() }
-        }
-        error => error,
     }
 }
 
@@ -589,10 +524,6 @@ impl StopWatch {
 
 async fn joined(receiver: &mut JoinHandle<io::Result<Written>>) -> io::Result<Written> {
     receiver.await.unwrap_or_else(|panic| Err(io::Error::other(panic)))
-}
-
-fn qemu(step: &'static str) -> impl Fn(QmpError) -> JobError {
-    move |source| JobError::Qemu { step, source }
 }
 
 async fn blocking<T: Send + 'static>(act: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {

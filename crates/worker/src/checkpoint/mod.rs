@@ -1,6 +1,7 @@
 //! Checkpoints of a running or paused machine: disks and memory at one instant.
 
 pub mod descriptor;
+mod error;
 pub(crate) mod job;
 mod memory_file;
 pub(crate) mod plan;
