@@ -1,9 +1,9 @@
 //! The layer of a deleted checkpoint is merged while the guest writes, flushes and reads back what it wrote, and the worker, which
 //! merges, is killed again and again. The guest finds every byte, and so does another program in what is left: one file.
 
-use crate::SECOND;
 use crate::tree::layers;
 use crate::tree_random::Random;
+use crate::{FIRST, SECOND};
 use backstay_e2e::{Host, Load, Micro, Ticks, Told, ask_load, hash, kill, stop_load, wait_for};
 use serde_json::Value;
 use std::collections::BTreeSet;
@@ -425,4 +425,47 @@ fn soak_live_merge_of_a_gibibyte_with_fifty_dead_workers() {
         chaos: true,
     };
     run(std::time::UNIX_EPOCH.elapsed().unwrap().as_secs(), size);
+}
+
+/// The worker comes to the end of a merge that nobody watches: the next daemon finds that out and writes it down.
+#[test]
+fn a_merge_that_ends_without_a_daemon_is_concluded_by_the_next_one() {
+    let mut host = Host::start();
+    let base = host.create_micro("m", "scsi:0:0", &[]);
+    host.ok(&["vm", "start", "m"]);
+    let (mut guest, _) = Micro::booting(&host.console("m"));
+    host.ok(&["checkpoint", "create", "m", "one"]);
+    for at in 0..60 {
+        guest.write(FIRST, 0x100 + 24 * at, 0x11).unwrap();
+    }
+    let events = host.console("m").with_file_name("events.jsonl");
+    let ended = || std::fs::read_to_string(&events).is_ok_and(|events| events.contains("merge-finished"));
+    // Some seconds for 30 KiB.
+    host.ok(&["checkpoint", "delete", "m", "one", "--rate", "8K", "--yes", "--no-wait"]);
+    wait_for("the merge", || {
+        let task = host.json(&["checkpoint", "list", "m"])["merge_task"].as_str()?.to_owned();
+        host.json(&["task", "show", &task])["message"].as_str()?.contains("blocks").then_some(())
+    });
+    host.kill_daemon();
+    assert!(!ended(), "nobody was to watch its end");
+    guest.write(FIRST, 0x100, 0x22).unwrap();
+    wait_for("the end of the merge", || ended().then_some(()));
+    guest.write(FIRST, 0x118, 0x33).unwrap();
+    host.start_daemon();
+    wait_for("the daemon to find out", || {
+        let list = host.json(&["checkpoint", "list", "m"]);
+        list["merge_pending"].as_array().is_some_and(Vec::is_empty).then_some(())
+    });
+    assert_eq!(layers(&host), BTreeSet::new());
+    assert_eq!(host.json(&["vm", "disks", "m"])[0]["path"], base.to_str().unwrap());
+    // The machine is one like any other.
+    host.ok(&["checkpoint", "create", "m", "two"]);
+    host.ok(&["vm", "turn-off", "m"]);
+    host.ok(&["vm", "start", "m"]);
+    let (mut guest, _) = Micro::booting(&host.console("m"));
+    guest.expect(FIRST, 0x100, 0x22);
+    guest.expect(FIRST, 0x118, 0x33);
+    for at in 2..60 {
+        guest.expect(FIRST, 0x100 + 24 * at, 0x11);
+    }
 }

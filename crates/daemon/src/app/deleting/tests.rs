@@ -261,6 +261,66 @@ async fn a_child_made_by_hand_keeps_its_parent() {
     assert_eq!(read(&by_hand, 10), 1);
 }
 
+/// Whoever wants the machine is let in at once, also if the first thing is a look at its files; the merge goes on afterwards.
+#[tokio::test]
+async fn a_merge_gives_way_to_whoever_looks_at_the_files() {
+    let fixture = Fixture::new();
+    let base = fixture.machine("web").await.disks()[0].1.clone();
+    write(&fixture, 10, 1);
+    create(&fixture, "one").await;
+    for sector in 0..64 {
+        write(&fixture, 256 * sector, 2);
+    }
+    let query = CheckpointDelete { rate: Some(1), ..CheckpointDelete::default() };
+    let accepted = delete_checkpoint(&fixture.app, "web", "one", query, &call()).await.unwrap();
+    fixture.end(accepted).await;
+    let moving = || async {
+        tokio::time::timeout(Duration::from_secs(60), async {
+            loop {
+                let task = fixture.app.mergers.task(web(&fixture).id).expect("it cannot end");
+                let message = fixture.app.tasks.get(task).await.unwrap().message;
+                if message.contains("blocks") {
+                    break;
+                }
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        })
+        .await
+        .unwrap();
+    };
+    moving().await;
+    create(&fixture, "two").await;
+    moving().await;
+    apply(&fixture, "two").await;
+    moving().await;
+    let body = CheckpointMerge::default();
+    merge_checkpoints(&fixture.app, "web", body, &call()).await.unwrap();
+    settled(&fixture).await;
+    let machine = web(&fixture);
+    assert_eq!(machine.checkpoints.find("two")[0].disks[0].file, base, "it was merged after all");
+    assert_eq!([0, 10, 256 * 63].map(|sector| read(&machine.disks()[0].1, sector)), [2, 1, 2]);
+}
+
+/// A linked clone whose configuration cannot be read may need the template's disk.
+#[tokio::test]
+async fn a_template_stays_one_while_it_is_not_known_who_needs_it() {
+    let mut fixture = Fixture::new();
+    let disk = fixture.machine("web").await.disks()[0].1.clone();
+    let template = |template| VmTemplate { template };
+    let accepted = set_template(&fixture.app, "web", template(true), &call()).await.unwrap();
+    assert_eq!(fixture.end(accepted).await.state, TaskState::Succeeded);
+    let linked = fixture.path("linked.vhd");
+    crate::disks::create_child(&disk, &linked).unwrap();
+    let clone = fixture.machine_with("clone", Some(linked)).await;
+    let refused = set_template(&fixture.app, "web", template(false), &call()).await.unwrap_err();
+    assert!(refused.full_message().contains("'clone'"), "{}", refused.full_message());
+    std::fs::write(&clone.config_file, "<configuration").unwrap();
+    fixture.restart().await;
+    let refused = set_template(&fixture.app, "web", template(false), &call()).await.unwrap_err();
+    assert!(refused.full_message().contains("not known"), "{}", refused.full_message());
+    assert!(web(&fixture).is_template());
+}
+
 #[tokio::test]
 async fn names_and_notes_change_and_stay() {
     let mut fixture = Fixture::new();
