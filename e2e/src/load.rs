@@ -1,7 +1,7 @@
 //! The microguest's load: it writes, flushes and reads back by itself, and knows what every sector has to hold. What it wrote is
 //! known here too, from the random numbers that both begin with.
 
-use crate::{Micro, wait_for};
+use crate::{Micro, PATIENCE, wait_for};
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
@@ -39,6 +39,8 @@ pub struct Told {
     pub slowest_write: Ticks,
     /// The slowest flush since then.
     pub slowest_flush: Ticks,
+    /// The slowest read since then, and its comparison.
+    pub slowest_read: Ticks,
     /// The guest's clock.
     pub clock: Ticks,
     /// Sectors that it read back and that held something else.
@@ -147,12 +149,13 @@ impl Micro {
         Ok(())
     }
 
-    /// The guest reads all that its last load wrote.
+    /// The guest reads all that its last load wrote, which was so many times.
     ///
     /// # Panics
     /// When it does not answer, or sees a disk error.
-    pub fn verify_load(&mut self) -> Found {
-        let said = self.ask("v").expect("an answer");
+    pub fn verify_load(&mut self, writes: u32) -> Found {
+        let limit = PATIENCE + writes * Duration::from_millis(20);
+        let said = self.ask_within("v", limit).expect("an answer");
         let fields = fields(said.strip_prefix('v').unwrap_or_else(|| panic!("the guest saw {said}")));
         let [slots, wrong, lba, turn, found] = fields[..] else { panic!("not what was asked for: {said}") };
         Found { slots, wrong, first: (lba, turn, found) }
@@ -217,11 +220,11 @@ fn tell(console: &Path, byte: u8, before: &Told) -> io::Result<Told> {
         let line = console.until_within("\n", Duration::from_secs(5))?;
         assert!(!line.contains('!'), "the guest saw a disk error: {line}");
         let Some((_, said)) = line.trim_end().rsplit_once(&begin) else { continue };
-        let [writes, write, flush, clock, wrong] = fields(said)[..] else { continue };
+        let [writes, write, flush, read, clock, wrong] = fields(said)[..] else { continue };
         if writes < before.writes {
             continue;
         }
-        let (slowest_write, slowest_flush) = (Ticks(write), Ticks(flush));
-        return Ok(Told { writes, slowest_write, slowest_flush, clock: Ticks(clock), wrong });
+        let (slowest_write, slowest_flush, slowest_read) = (Ticks(write), Ticks(flush), Ticks(read));
+        return Ok(Told { writes, slowest_write, slowest_flush, slowest_read, clock: Ticks(clock), wrong });
     }
 }

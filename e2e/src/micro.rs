@@ -1,9 +1,10 @@
 //! The microguest: disk reads and writes, and a counter that lives only in its memory.
 
-use crate::Console;
+use crate::{Console, PATIENCE};
 use std::io;
 use std::path::Path;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
 
 static NONCE: AtomicU32 = AtomicU32::new(0x5EED_0000);
 
@@ -62,8 +63,16 @@ impl Micro {
     /// # Errors
     /// The console's.
     pub fn ask(&mut self, command: &str) -> io::Result<String> {
+        self.ask_within(command, PATIENCE)
+    }
+
+    /// As [`Micro::ask`], for what takes long.
+    ///
+    /// # Errors
+    /// The console's.
+    pub fn ask_within(&mut self, command: &str, limit: Duration) -> io::Result<String> {
         self.console.send(command)?;
-        Ok(self.console.until("\n")?.trim().to_owned())
+        Ok(self.console.until_within("\n", limit)?.trim().to_owned())
     }
 
     /// Increments the counter in the guest's memory and returns it.

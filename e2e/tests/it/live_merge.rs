@@ -64,20 +64,23 @@ struct Story {
 struct Slowest {
     write: Ticks,
     flush: Ticks,
+    read: Ticks,
 }
 
 impl Slowest {
     fn of(told: &Told) -> Self {
-        Self { write: told.slowest_write, flush: told.slowest_flush }
+        Self { write: told.slowest_write, flush: told.slowest_flush, read: told.slowest_read }
     }
 
     fn add(&mut self, other: Self) {
         self.write = self.write.max(other.write);
         self.flush = self.flush.max(other.flush);
+        self.read = self.read.max(other.read);
     }
 
     fn words(self, rate: f64) -> String {
-        format!("write {:.1} ms, flush {:.1} ms", self.write.millis(rate), self.flush.millis(rate))
+        let [write, flush, read] = [self.write, self.flush, self.read].map(|ticks| ticks.millis(rate));
+        format!("write {write:.1} ms, flush {flush:.1} ms, read {read:.1} ms")
     }
 }
 
@@ -289,7 +292,7 @@ impl Story {
     fn kill_amid(&mut self, task: &str) {
         let worker = self.host.pid("m", "worker_pid");
         // Slowly, it is copying that is cut short; quickly, what comes after it.
-        let rate = self.size.mib_per_second * if self.random.below(2) == 0 { 1 } else { 6 };
+        let rate = self.size.mib_per_second * (1 + self.random.below(3));
         self.merge_at(rate);
         let after = self.random.below(self.size.window_ms);
         sleep(Duration::from_millis(after));
@@ -354,7 +357,7 @@ impl Story {
     fn end(mut self) {
         let (mut guest, told) = stop_load(&self.console(), &self.told);
         assert_eq!(told.wrong, 0);
-        let found = guest.verify_load();
+        let found = guest.verify_load(told.writes);
         assert_eq!(found.wrong, 0, "the guest finds something else than it wrote: {found:?}");
         assert!(found.slots > 0 && found.slots <= told.writes, "{found:?} after {} writes", told.writes);
         self.load.repeat(told.writes, &self.model).unwrap();
@@ -420,7 +423,7 @@ fn soak_live_merge_of_a_gibibyte_with_fifty_dead_workers() {
         change_mib: 1024,
         kills: 50,
         window_ms: 4000,
-        mib_per_second: 32,
+        mib_per_second: 12,
         ranges: 256,
         chaos: true,
     };

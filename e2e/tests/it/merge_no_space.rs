@@ -75,7 +75,7 @@ fn a_merge_without_room_loses_nothing_and_goes_on_with_room() {
     assert_eq!((pending(&host), layers(&host)), (0, BTreeSet::new()));
     seen = writes_on(&host, &seen, 50);
     let (mut guest, last) = stop_load(&console, &seen);
-    let found = guest.verify_load();
+    let found = guest.verify_load(last.writes);
     assert_eq!(found.wrong, 0, "{found:?}");
     let raw = host.folder().join("model.raw");
     let model = File::options().read(true).write(true).create_new(true).open(&raw).unwrap();

@@ -101,13 +101,13 @@ hn: pushw %ax; andb $15,%al; addb $'0',%al; cmpb $'9',%al; jbe 14f; addb $39,%al
 # ---- A load that verifies itself. Slots of 8 sectors from LBA LLLLLLLL of drive DD on; SS sectors of one are written at a time, each
 # with its number, the slot's turn and what follows from both. A table at 2 MiB has the turn of every slot.
 # lDDLLLLLLLLMMMMMMMMSSFFXXXXXXXX begin: slots 0-M (a mask), a flush after FF writes, X begins the random numbers | g go on after x
-# While it runs: x stops it; a byte from 0x80 on is answered by q, that byte, turn, slowest write, slowest flush, clock (units of
-# 1024 ticks of the time stamp counter) and wrong sectors. Slowest begin anew then.
+# While it runs: x stops it; a byte from 0x80 on is answered by q, that byte, turn, slowest write, slowest flush, slowest read, clock
+# (units of 1024 ticks of the time stamp counter) and wrong sectors. Slowest begin anew then.
 # v read all slots that were written: v, their number, wrong ones, and of the first its LBA, the turn expected and the turn found.
 # kDDLLLLLLLLNNNNNNNN hash of N sectors.
 c_load: call getarg; movb udrv,%al; movb %al,ldrv; movl %ebx,lbase
   call rd32; movl %ebx,lmask; call rdhex2; movb %al,lcnt; call rdhex2; movb %al,lper; call rd32; movl %ebx,lrng
-  xorl %eax,%eax; movl %eax,lturn; movl %eax,lbad; movl %eax,lslowest; movl %eax,lslowflush; movb %al,lsince
+  xorl %eax,%eax; movl %eax,lturn; movl %eax,lbad; movl %eax,lslowest; movl %eax,lslowflush; movl %eax,lslowread; movb %al,lsince
   call unreal; xorl %edi,%edi
 40: movl $0,%fs:0x200000(,%edi,4); incl %edi; cmpl lmask,%edi; jbe 40b
   movb $'l',%al; call putc; call nl
@@ -118,15 +118,16 @@ l_next: incl lturn; call rand; movl %eax,lslot; call at_slot; movl lturn,%eax; m
   incb lsince; movb lsince,%al; cmpb lper,%al; jb 43f
   movb $0,lsince; call clock; movl %eax,lsaid; call flush; jc lerr
   call clock; subl lsaid,%eax; cmpl lslowflush,%eax; jbe 43f; movl %eax,lslowflush
-43: call rand; movl %eax,%edi; call look
-  movw $0x3fd,%dx; inb %dx,%al; testb $1,%al; jz l_next
+43: call rand; movl %eax,%edi; call clock; movl %eax,lread; call look
+  call clock; subl lread,%eax; cmpl lslowread,%eax; jbe 59f; movl %eax,lslowread
+59:  movw $0x3fd,%dx; inb %dx,%al; testb $1,%al; jz l_next
   movw $0x3f8,%dx; inb %dx,%al; cmpb $'x',%al; je 44f; cmpb $0x80,%al; jb l_next
   call tell; jmp l_next
 44: call tell; jmp loop
 tell: pushw %ax; movb $'q',%al; call putc; popw %ax; call hex8
-  movl lturn,%eax; call sp32; movl lslowest,%eax; call sp32; movl lslowflush,%eax; call sp32
+  movl lturn,%eax; call sp32; movl lslowest,%eax; call sp32; movl lslowflush,%eax; call sp32; movl lslowread,%eax; call sp32
   call clock; call sp32; movl lbad,%eax; call sp32; call nl
-  xorl %eax,%eax; movl %eax,lslowest; movl %eax,lslowflush; ret
+  xorl %eax,%eax; movl %eax,lslowest; movl %eax,lslowflush; movl %eax,lslowread; ret
 lerr: movw $0x7c00,%sp; jmp ioerr
 sp32: pushl %eax; movb $' ',%al; call putc; popl %eax; jmp hex32
 clock: rdtsc; shrdl $10,%edx,%eax; ret
@@ -188,6 +189,8 @@ lslot: .long 0
 lsaid: .long 0
 lslowest: .long 0
 lslowflush: .long 0
+lslowread: .long 0
+lread: .long 0
 lbad: .long 0
 lseen: .long 0
 lfound: .long 0
