@@ -59,7 +59,7 @@ fn layer(info: &LayerInfo) -> DiskLayer {
         kind: info
             .image
             .as_ref()
-            .map_or_else(|| "raw".into(), |image| image.disk_type.to_string().to_lowercase()),
+            .map_or_else(|| "raw".into(), |image| image.disk_type().to_string().to_lowercase()),
         virtual_size: info.size,
         file_size: std::fs::metadata(&info.path).map_or(0, |m| m.len()),
     }
@@ -100,6 +100,14 @@ pub fn create(path: &Path, size: u64, disk_type: DiskType) -> Result<(), Failure
 pub fn create_child(parent: &Path, child: &Path) -> Result<(), Failure> {
     let what = NewDisk::Differencing { parent: parent.into(), block_size: DEFAULT_BLOCK_SIZE };
     create_disk(&fs::HostFs::shared(), child, &what, Identity::fresh()).map_err(create_failure)
+}
+
+/// Whether a differencing disk is there and holds nothing of its own; its parents are not looked at.
+#[must_use]
+pub fn is_empty(path: &Path) -> bool {
+    let looked = backstay_disk::look_at(&fs::HostFs::shared(), path, &look_options());
+    looked
+        .is_ok_and(|layer| layer.allocated_blocks == 0 && layer.image.is_some_and(|image| image.has_parent()))
 }
 
 /// The problem of a disk that cannot be opened.
@@ -146,7 +154,10 @@ fn create_failure(error: CreateError) -> Failure {
         _ if full => ProblemCode::NoSpace,
         CreateError::Exists { .. } => ProblemCode::Exists,
         CreateError::NoSpace { .. } => ProblemCode::NoSpace,
-        CreateError::Invalid { .. } | CreateError::RawParent { .. } => ProblemCode::Invalid,
+        CreateError::Invalid { .. }
+        | CreateError::InvalidVhdx { .. }
+        | CreateError::MixedChain { .. }
+        | CreateError::RawParent { .. } => ProblemCode::Invalid,
         CreateError::Parent { .. } => ProblemCode::Damaged,
         CreateError::TooDeep { .. } | CreateError::ParentName { .. } => ProblemCode::Precondition,
         _ => ProblemCode::Internal,
@@ -181,7 +192,7 @@ pub fn form_of(path: &Path) -> Result<ConvertTo, Failure> {
     let _ = disk.close();
     Ok(match layers.last().and_then(|layer| layer.image.as_ref()) {
         None => ConvertTo::Raw,
-        Some(image) if image.disk_type.to_string().eq_ignore_ascii_case("fixed") => ConvertTo::Fixed,
+        Some(image) if image.disk_type() == backstay_vhd::DiskType::Fixed => ConvertTo::Fixed,
         Some(_) => ConvertTo::Dynamic { block_size: DEFAULT_BLOCK_SIZE },
     })
 }

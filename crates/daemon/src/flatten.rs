@@ -45,7 +45,7 @@ fn form_of(source: &Path) -> Result<ConvertTo, Failure> {
     let disk = Disk::open(source, look()).map_err(crate::disks::open_failure)?;
     let layers = disk.chain();
     let fixed = layers.last().is_none_or(|base| {
-        base.image.as_ref().is_none_or(|image| image.disk_type.to_string().eq_ignore_ascii_case("fixed"))
+        base.image.as_ref().is_none_or(|image| image.disk_type() == backstay_vhd::DiskType::Fixed)
     });
     let _ = disk.close();
     Ok(if fixed { ConvertTo::Fixed } else { ConvertTo::Dynamic { block_size: DEFAULT_BLOCK_SIZE } })

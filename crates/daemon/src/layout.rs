@@ -119,7 +119,7 @@ impl Layout {
         while !name.is_char_boundary(end) {
             end -= 1;
         }
-        let extension = if has_extension(below, &["vhdx", "avhdx"]) { "avhdx" } else { "avhd" };
+        let extension = if is_vhdx(below) { "avhdx" } else { "avhd" };
         self.layers(vm).join(format!("{}_{:X}.{extension}", &name[..end], guid.hyphenated()))
     }
 
@@ -133,16 +133,10 @@ impl Layout {
         }
     }
 
-    /// A free name for a new disk of a machine: `NAME.vhd`, `NAME-1.vhd` …
+    /// A free name for a new disk of a machine: `NAME.vhdx`, `NAME-1.vhdx` …, or with another extension.
     #[must_use]
-    pub fn new_disk(&self, name: &VmName, taken: impl Fn(&Path) -> bool) -> PathBuf {
-        let stem = name.file_stem();
-        let folder = self.disks();
-        (0u32..)
-            .map(|n| if n == 0 { format!("{stem}.vhd") } else { format!("{stem}-{n}.vhd") })
-            .map(|file| folder.join(file))
-            .find(|path| !taken(path))
-            .unwrap_or_else(|| folder.join(format!("{stem}.vhd")))
+    pub fn new_disk(&self, name: &VmName, extension: &str, taken: impl Fn(&Path) -> bool) -> PathBuf {
+        free_disk(&self.disks(), &name.file_stem(), extension, taken)
     }
 
     /// Looks below this folder for a file whose recorded path `old` does not exist: the longest tail of the old path
@@ -165,6 +159,29 @@ impl Layout {
                 [self.disks(), self.machines()].into_iter().map(|f| f.join(name)).find(|p| p.is_file())
             })
     }
+}
+
+/// Extension of new disks.
+pub const NEW_DISK: &str = "vhdx";
+
+/// A free name in a folder: `STEM.EXTENSION`, `STEM-1.EXTENSION` …
+#[must_use]
+pub fn free_disk(folder: &Path, stem: &str, extension: &str, taken: impl Fn(&Path) -> bool) -> PathBuf {
+    let named = |n: u32| match n {
+        0 => folder.join(format!("{stem}.{extension}")),
+        n => folder.join(format!("{stem}-{n}.{extension}")),
+    };
+    (0u32..).map(named).find(|path| !taken(path)).unwrap_or_else(|| named(0))
+}
+
+/// The extension of a disk of the same format as `file`, which may be a layer: `vhdx`, else `vhd`.
+#[must_use]
+pub fn extension_like(file: &Path) -> &'static str {
+    if is_vhdx(file) { "vhdx" } else { "vhd" }
+}
+
+fn is_vhdx(file: &Path) -> bool {
+    has_extension(file, &["vhdx", "avhdx"])
 }
 
 /// Whether the file is a layer that a checkpoint made.

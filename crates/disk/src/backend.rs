@@ -23,12 +23,17 @@ pub struct ZeroMode {
     pub fast_only: bool,
 }
 
-/// A disk as its user sees it. All offsets and lengths are multiples of 512 and lie inside the disk; the caller checks.
+/// A disk as its user sees it. All offsets and lengths are multiples of the sector size and lie inside the disk; the caller checks.
 /// Calls come from many threads at once. A call that returned `Ok` survives the death of this process; it survives
 /// power loss after a later `flush` returned `Ok`.
 pub trait Backend: Send + Sync + Debug {
-    /// Size in bytes, a multiple of 512. It can grow while the disk is open.
+    /// Size in bytes, a multiple of the sector size. It can grow while the disk is open.
     fn size(&self) -> u64;
+
+    /// Unit of requests in bytes: 512, or 4096 for a disk whose sectors are that long.
+    fn sector_size(&self) -> u32 {
+        512
+    }
 
     /// Whether writes are refused.
     fn read_only(&self) -> bool;

@@ -3,12 +3,14 @@
 use crate::{
     error::OpenError,
     fs::FileSystem,
+    image::ImageInfo,
     layer::{Layer, LayerMode, format_of},
+    locator::refresh_parent_paths,
     merge::Routing,
-    options::DiskOptions,
+    options::{DiskFormat, DiskOptions},
     parent::{Found, open_parent},
 };
-use backstay_vhd::Warning;
+use backstay_vhd::{LayerFormat, Warning, vhdx};
 use std::{
     collections::HashSet,
     fmt,
@@ -43,6 +45,13 @@ pub enum ChainWarning {
         /// What.
         warning: Warning,
     },
+    /// In one file that is a VHDX.
+    Vhdx {
+        /// Which.
+        path: PathBuf,
+        /// What.
+        warning: vhdx::Warning,
+    },
     /// A virtual machine was saved while it used the disk.
     SavedState {
         /// Which.
@@ -70,8 +79,20 @@ impl ChainWarning {
     /// The file it is about.
     pub(crate) fn path(&self) -> &Path {
         match self {
-            Self::Image { path, .. } | Self::SavedState { path } | Self::NoShadow { path, .. } => path,
+            Self::Image { path, .. }
+            | Self::Vhdx { path, .. }
+            | Self::SavedState { path }
+            | Self::NoShadow { path, .. } => path,
             Self::ParentChanged { child, .. } => child,
+        }
+    }
+
+    /// Writes of a process that died were found beside a file.
+    pub(crate) fn is_adoption(&self) -> bool {
+        match self {
+            Self::Image { warning, .. } => matches!(warning, Warning::WritesAdopted { .. }),
+            Self::Vhdx { warning, .. } => matches!(warning, vhdx::Warning::WritesAdopted { .. }),
+            _ => false,
         }
     }
 }
@@ -80,6 +101,7 @@ impl fmt::Display for ChainWarning {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Image { path, warning } => write!(f, "{}: {warning}", path.display()),
+            Self::Vhdx { path, warning } => write!(f, "{}: {warning}", path.display()),
             Self::SavedState { path } => write!(
                 f,
                 "{}: a virtual machine was saved while it used this disk; changing the disk makes the saved state useless",
@@ -113,6 +135,7 @@ impl Chain {
         let chain = Self::with_parents(fs, top, options)?;
         if !options.read_only {
             chain.settle_parents()?;
+            chain.refresh_locator(fs);
         }
         Ok(chain)
     }
@@ -129,13 +152,20 @@ impl Chain {
         Ok(())
     }
 
+    /// A VHDX that was moved, or whose parent was, is told where it found it (MS-VHDX 2.2.4). What it could not be told it
+    /// finds again the same way, so a failure is no reason not to use the disk.
+    fn refresh_locator(&self, fs: &Arc<dyn FileSystem>) {
+        let [child, parent, ..] = self.layers.as_slice() else { return };
+        if let Err(error) = refresh_parent_paths(fs, child, parent) {
+            tracing::warn!(path = %child.path.display(), %error, "cannot store where the parent is now");
+        }
+    }
+
     /// Parents beside which a process that died left bits of writes.
-    pub(crate) fn unsettled(&self) -> Vec<PathBuf> {
-        let left = |layer: &&Arc<Layer>| {
-            let warnings = layer.info().map_or(&[][..], |info| info.warnings.as_slice());
-            warnings.iter().any(|warning| matches!(warning, Warning::WritesAdopted { .. }))
-        };
-        self.layers.iter().skip(1).filter(left).map(|layer| layer.path.clone()).collect()
+    pub(crate) fn unsettled(&self) -> Vec<(PathBuf, DiskFormat)> {
+        let left = |layer: &&Arc<Layer>| layer.info().is_some_and(ImageInfo::adopted);
+        let format = |layer: &Layer| layer.info().map_or(DiskFormat::Raw, |info| info.format().into());
+        self.layers.iter().skip(1).filter(left).map(|layer| (layer.path.clone(), format(layer))).collect()
     }
 
     /// Opens the parents of a layer.
@@ -145,11 +175,11 @@ impl Chain {
         options: &DiskOptions,
     ) -> Result<Self, OpenError> {
         let mut files = HashSet::from([top.id()]);
-        let mut ids: HashSet<_> = top.info().map(|info| info.unique_id).into_iter().collect();
+        let mut ids: HashSet<_> = top.identity().into_iter().collect();
         let mut warnings = Vec::new();
         let mut layers = vec![Arc::new(top)];
         while let Some(child) = layers.last()
-            && let Some(link) = child.info().and_then(|info| info.parent.clone())
+            && let Some(link) = child.image().and_then(LayerFormat::parent)
         {
             let top_path = || layers.first().map(|top| top.path.clone()).unwrap_or_default();
             if layers.len() >= MAX_DEPTH {
@@ -157,12 +187,11 @@ impl Chain {
             }
             // A circle ends at a file that is in the chain already, perhaps under another name or as a copy.
             if !link.unique_id.is_nil() && ids.contains(&link.unique_id) {
-                let again =
-                    layers.iter().find(|l| l.info().is_some_and(|info| info.unique_id == link.unique_id));
+                let again = layers.iter().find(|layer| layer.identity() == Some(link.unique_id));
                 let path = again.map(|layer| layer.path.clone()).unwrap_or_default();
                 return Err(OpenError::Cycle { top: top_path(), path });
             }
-            let parent = match open_parent(fs, &child.path, &link, &files, options)? {
+            let parent = match open_parent(fs, child, &link, &files, options)? {
                 Found::Parent { layer, time_differs } => {
                     if time_differs {
                         let (child, parent) = (child.path.clone(), layer.path.clone());
@@ -172,7 +201,7 @@ impl Chain {
                 }
                 Found::Again(path) => return Err(OpenError::Cycle { top: top_path(), path }),
             };
-            ids.insert(link.unique_id);
+            ids.extend(parent.identity());
             files.insert(parent.id());
             layers.push(Arc::new(parent));
         }
@@ -189,10 +218,18 @@ impl Chain {
 fn warnings_of(layer: &Layer) -> Vec<ChainWarning> {
     let Some(info) = layer.info() else { return Vec::new() };
     let path = || layer.path.clone();
-    let of_image = info.warnings.iter().cloned();
-    let mut found: Vec<_> = of_image.map(|warning| ChainWarning::Image { path: path(), warning }).collect();
+    let mut found: Vec<_> = match info {
+        ImageInfo::Vhd(info) => {
+            let of_image = info.warnings.iter().cloned();
+            of_image.map(|warning| ChainWarning::Image { path: path(), warning }).collect()
+        }
+        ImageInfo::Vhdx(info) => {
+            let of_image = info.warnings.iter().cloned();
+            of_image.map(|warning| ChainWarning::Vhdx { path: path(), warning }).collect()
+        }
+    };
     found.extend(layer.warning.clone());
-    if info.saved_state {
+    if info.saved_state() {
         found.push(ChainWarning::SavedState { path: path() });
     }
     found

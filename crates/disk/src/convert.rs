@@ -5,12 +5,13 @@
 
 use crate::{
     chain::{Chain, ChainWarning},
-    create::{CreateError, Identity, NewDisk, NewDiskPlan},
+    create::{CreateError, Identity, Like, NewDisk, NewDiskPlan},
     disk::read_chain,
     error::OpenError,
     fs::{DiskFile, FileId, FileSystem, LockKind, folder_of},
-    layer::{Body, Layer},
-    options::DiskOptions,
+    image::{AnyImage, ImageMode},
+    layer::Layer,
+    options::{DiskFormat, DiskOptions},
     status::data_runs,
     temp::TempFile,
     walk::{Place, walk},
@@ -18,9 +19,9 @@ use crate::{
     zero,
 };
 use backstay_vhd::{
-    Image, OpenOptions, Storage,
+    Format, SizeRule, Storage,
     convert::{ConvertPlan, Target as PlanTarget, plan},
-    create::{CreateKind, CreateOptions},
+    vhdx,
 };
 use std::{
     io,
@@ -46,11 +47,11 @@ const WRITEBACK: u64 = 32 << 20;
 pub enum ConvertTo {
     /// The bytes of the disk and nothing else; zeros become holes.
     Raw,
-    /// A VHD with all its space.
+    /// A VHD or VHDX with all its space.
     Fixed,
-    /// A VHD that grows.
+    /// A VHD or VHDX that grows.
     Dynamic {
-        /// Bytes in a block: a power of two, 512 KiB–64 MiB.
+        /// Bytes in a block, or [`crate::DEFAULT_BLOCK_SIZE`]: a power of two, 512 KiB–64 MiB, in a VHDX 1–256 MiB.
         block_size: u32,
     },
 }
@@ -66,6 +67,8 @@ pub struct ConvertRequest {
     pub target: PathBuf,
     /// Its form.
     pub to: ConvertTo,
+    /// Its format, unless raw; by its name if not given.
+    pub format: Option<DiskFormat>,
     /// Identity of the new disk.
     pub identity: Identity,
     /// Whether the new file is durable before it gets its name. Without, power loss soon after can leave it damaged.
@@ -83,10 +86,26 @@ impl ConvertRequest {
             options: DiskOptions::default(),
             target,
             to,
+            format: None,
             identity: Identity::fresh(),
             durable: true,
             threads: 2,
         }
+    }
+}
+
+impl ConvertRequest {
+    /// What is made.
+    fn what(&self, size: u64) -> NewDisk {
+        match self.to {
+            ConvertTo::Raw => NewDisk::Raw { size },
+            ConvertTo::Fixed => NewDisk::Fixed { size },
+            ConvertTo::Dynamic { block_size } => NewDisk::Dynamic { size, block_size },
+        }
+    }
+
+    fn target_options(&self) -> DiskOptions {
+        DiskOptions { format: self.format, ..DiskOptions::default() }
     }
 }
 
@@ -191,17 +210,18 @@ pub fn plan_convert(fs: &Arc<dyn FileSystem>, request: &ConvertRequest) -> Resul
         source,
     })?;
     let ranges: Vec<_> = data.into_iter().map(|(offset, len)| offset..offset + len).collect();
-    let vhd = |kind| {
-        let (unique_id, time_stamp) = (request.identity.unique_id, request.identity.time);
-        PlanTarget::Vhd(CreateOptions { size, kind, unique_id, time_stamp })
-    };
-    let target = match request.to {
-        ConvertTo::Raw => PlanTarget::Raw { size },
-        ConvertTo::Fixed => vhd(CreateKind::Fixed),
-        ConvertTo::Dynamic { block_size } => vhd(CreateKind::Dynamic { block_size }),
-    };
-    let invalid = |source| CreateError::Invalid { path: request.target.clone(), source };
-    Ok(plan(&target, &ranges).map_err(invalid)?)
+    let path = || request.target.clone();
+    let what = request.what(size);
+    let created = NewDiskPlan::new(fs, &request.target, &what, request.identity, &request.target_options())?;
+    match created.like() {
+        Like::Raw => plan(&PlanTarget::Raw { size }, &ranges),
+        Like::Vhd(options) => plan(&PlanTarget::Vhd(options), &ranges),
+        Like::Vhdx(options) => {
+            let planned = vhdx::convert::plan(&options, &ranges);
+            return Ok(planned.map_err(|source| CreateError::InvalidVhdx { path: path(), source })?);
+        }
+    }
+    .map_err(|source| CreateError::Invalid { path: path(), source }.into())
 }
 
 fn write_error(request: &ConvertRequest, source: io::Error) -> ConvertError {
@@ -264,37 +284,35 @@ impl Target {
         temp: &TempFile,
         size: u64,
     ) -> Result<Self, ConvertError> {
-        let what = match request.to {
-            ConvertTo::Raw => NewDisk::Raw { size },
-            ConvertTo::Fixed => NewDisk::Fixed { size },
-            ConvertTo::Dynamic { block_size } => NewDisk::Dynamic { size, block_size },
-        };
+        let what = request.what(size);
         let file: Arc<dyn DiskFile> = Arc::new(Unsynced(Arc::clone(temp.file())));
-        let plan = NewDiskPlan::new(fs, &request.target, &what, request.identity, &DiskOptions::default())?;
+        let plan = NewDiskPlan::new(fs, &request.target, &what, request.identity, &request.target_options())?;
         plan.write_to(file.as_ref())?;
-        if !matches!(request.to, ConvertTo::Dynamic { .. }) {
-            return Ok(Self::Flat(file));
-        }
-        let options = OpenOptions { writable: true, ..OpenOptions::default() };
-        let image = Image::open(Arc::clone(&file) as Arc<dyn Storage>, &options)
-            .map_err(|source| OpenError::Format { path: request.target.clone(), source })?;
-        let path = request.target.clone();
-        Ok(Self::Growing(Box::new(Layer {
-            path,
-            file,
-            size,
-            body: Body::Vhd(Box::new(image)),
-            file_writable: true,
-            warning: None,
-        })))
+        let format = match (plan.like(), request.to) {
+            (Like::Raw, _) | (Like::Vhd(_), ConvertTo::Fixed | ConvertTo::Raw) => {
+                return Ok(Self::Flat(file));
+            }
+            (Like::Vhd(_), ConvertTo::Dynamic { .. }) => Format::Vhd,
+            (Like::Vhdx(_), _) => Format::Vhdx,
+        };
+        let mode = ImageMode {
+            format,
+            size_rule: SizeRule::default(),
+            writable: true,
+            // As planned: it is filled, not changed.
+            data_write: Some(request.identity.unique_id),
+        };
+        let storage = Arc::clone(&file) as Arc<dyn Storage>;
+        let image = AnyImage::open(storage, &request.target, mode, None)?;
+        Ok(Self::Growing(Box::new(Layer::of_image(request.target.clone(), file, image, true, None))))
     }
 
     fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
         match self {
             Self::Flat(file) => file.write_at(data, offset),
-            Self::Growing(layer) => match &layer.body {
-                Body::Vhd(image) => write_run(layer, image, offset, data),
-                Body::Raw(_) => layer.file.write_at(data, offset),
+            Self::Growing(layer) => match layer.image() {
+                Some(image) => write_run(layer, image, offset, data),
+                None => layer.file.write_at(data, offset),
             },
         }
     }

@@ -4,19 +4,22 @@ use crate::{
     chain::{Chain, MAX_DEPTH},
     error::OpenError,
     fs::{DiskFile, FileSystem, folder_of},
+    image::ImageInfo,
     layer::{Layer, LayerMode},
+    locator::{locator, parent_spec},
     options::{DiskFormat, DiskOptions},
     shadow::ShadowFile,
     temp::TempFile,
 };
 use backstay_vhd::{
-    VhdTime, Warning,
-    create::{CreateKind, CreateOptions, CreatePlan, ParentSpec},
+    VhdTime,
+    create::{CreateKind, CreateOptions, CreatePlan},
     plan::{self, PlanError, Step},
+    vhdx,
 };
 use std::{
     fmt, io,
-    path::{Component, Path, PathBuf},
+    path::{Path, PathBuf},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -25,10 +28,12 @@ use std::{
 };
 use uuid::Uuid;
 
-/// Default block size of dynamic and differencing disks, in bytes.
-pub const DEFAULT_BLOCK_SIZE: u32 = 2 << 20;
+/// Stands for the usual block size of the format: 2 MiB, in a dynamic VHDX 32 MiB.
+pub const DEFAULT_BLOCK_SIZE: u32 = 0;
+/// The usual block size of a VHD, in bytes.
+const VHD_BLOCK_SIZE: u32 = 2 << 20;
 
-/// What to make.
+/// What to make. Which format is told by the name, or by [`DiskOptions::format`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum NewDisk {
     /// A file of the bytes of the disk and nothing else, without space reserved.
@@ -36,23 +41,23 @@ pub enum NewDisk {
         /// Bytes; a multiple of 512.
         size: u64,
     },
-    /// A VHD with all its space.
+    /// A disk with all its space.
     Fixed {
         /// Bytes; a multiple of 512.
         size: u64,
     },
-    /// A VHD that grows.
+    /// A disk that grows.
     Dynamic {
         /// Bytes; a multiple of 512.
         size: u64,
-        /// Bytes in a block: a power of two, 512 KiB–64 MiB.
+        /// Bytes in a block, or [`DEFAULT_BLOCK_SIZE`]: a power of two, 512 KiB–64 MiB, in a VHDX 1–256 MiB.
         block_size: u32,
     },
-    /// A VHD that holds what differs from its parent.
+    /// A disk that holds what differs from its parent, which has to be of the same format.
     Differencing {
         /// The parent; nobody may write to it from now on.
         parent: PathBuf,
-        /// Bytes in a block: a power of two, 512 KiB–64 MiB.
+        /// Bytes in a block, or [`DEFAULT_BLOCK_SIZE`]: a power of two, 512 KiB–64 MiB, in a VHDX 1–256 MiB.
         block_size: u32,
     },
 }
@@ -60,7 +65,7 @@ pub enum NewDisk {
 /// Identity of a new disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Identity {
-    /// Unique id.
+    /// What children name the disk by: the unique id of a VHD, the first DataWriteGuid of a VHDX.
     pub unique_id: Uuid,
     /// Time of creation.
     pub time: VhdTime,
@@ -103,6 +108,27 @@ pub enum CreateError {
         /// Which rule is broken.
         #[source]
         source: backstay_vhd::create::CreateError,
+    },
+    /// The values make no VHDX.
+    #[error("cannot create {}", path.display())]
+    InvalidVhdx {
+        /// The target.
+        path: PathBuf,
+        /// Which rule is broken.
+        #[source]
+        source: backstay_vhd::vhdx::create::CreateError,
+    },
+    /// A chain is of one format.
+    #[error(
+        "{} cannot be the parent of {}: a differencing VHD needs a VHD as its parent, a differencing VHDX a VHDX; choose the other extension, or convert the parent with `backstay disk convert`",
+        parent.display(),
+        path.display()
+    )]
+    MixedChain {
+        /// The target.
+        path: PathBuf,
+        /// The parent.
+        parent: PathBuf,
     },
     /// It does not fit.
     #[error(
@@ -166,8 +192,8 @@ pub enum CreateError {
         /// The target.
         path: PathBuf,
     },
-    /// Only a VHD can be a parent.
-    #[error("{} is a raw disk and cannot be the parent of a differencing disk; convert it to VHD first", parent.display())]
+    /// Only a VHD or VHDX can be a parent.
+    #[error("{} is a raw disk and cannot be the parent of a differencing disk; convert it to VHDX first", parent.display())]
     RawParent {
         /// The parent.
         parent: PathBuf,
@@ -186,7 +212,39 @@ pub struct NewDiskPlan {
 #[derive(Debug)]
 enum CreatePlanKind {
     Raw(Vec<Step>),
-    Vhd(CreatePlan),
+    Vhd(CreatePlan, CreateOptions),
+    Vhdx(vhdx::create::CreatePlan, Box<vhdx::create::CreateOptions>),
+}
+
+/// What a planned disk is like.
+#[derive(Debug)]
+pub(crate) enum Like {
+    Raw,
+    Vhd(CreateOptions),
+    Vhdx(Box<vhdx::create::CreateOptions>),
+}
+
+impl CreatePlanKind {
+    fn steps(&self) -> &[Step] {
+        match self {
+            Self::Raw(steps) => steps,
+            Self::Vhd(plan, _) => &plan.steps,
+            Self::Vhdx(plan, _) => &plan.steps,
+        }
+    }
+
+    /// Bytes that have to be free.
+    fn reserved(&self) -> u64 {
+        let reserved = self.steps().iter().filter_map(|step| match step {
+            Step::Allocate(len) => Some(*len),
+            _ => None,
+        });
+        reserved.max().unwrap_or(0)
+    }
+
+    fn execute(&self, fs: &Arc<dyn FileSystem>, path: &Path, cancel: &AtomicBool) -> Result<(), CreateError> {
+        write_new(fs, path, self.reserved(), self.steps(), cancel)
+    }
 }
 
 impl fmt::Display for NewDiskPlan {
@@ -194,7 +252,8 @@ impl fmt::Display for NewDiskPlan {
         writeln!(f, "{}", self.path.display())?;
         match &self.plan {
             CreatePlanKind::Raw(steps) => steps.iter().try_for_each(|step| writeln!(f, "  {step}")),
-            CreatePlanKind::Vhd(plan) => plan.fmt(f),
+            CreatePlanKind::Vhd(plan, _) => plan.fmt(f),
+            CreatePlanKind::Vhdx(plan, _) => plan.fmt(f),
         }
     }
 }
@@ -211,16 +270,15 @@ impl NewDiskPlan {
         identity: Identity,
         options: &DiskOptions,
     ) -> Result<Self, CreateError> {
-        let path_buf = || path.to_owned();
-        let (size, kind, parent) = match what {
+        let path = path.to_owned();
+        let format = new_format(&path, options);
+        let (size, plan, parent) = match what {
             NewDisk::Raw { size } => {
-                let steps = vec![Step::SetLen(*size), Step::Flush];
-                return Ok(Self { path: path_buf(), plan: CreatePlanKind::Raw(steps), parent: None });
+                let plan = CreatePlanKind::Raw(vec![Step::SetLen(*size), Step::Flush]);
+                return Ok(Self { path, plan, parent: None });
             }
-            NewDisk::Fixed { size } => (*size, CreateKind::Fixed, None),
-            NewDisk::Dynamic { size, block_size } => {
-                (*size, CreateKind::Dynamic { block_size: *block_size }, None)
-            }
+            NewDisk::Fixed { size } => (*size, Kind::Fixed, None),
+            NewDisk::Dynamic { size, block_size } => (*size, Kind::Dynamic(*block_size), None),
             NewDisk::Differencing { parent, block_size } => {
                 let how = DiskOptions {
                     read_only: true,
@@ -233,20 +291,20 @@ impl NewDiskPlan {
                     parent: parent.clone(),
                     source: Box::new(source),
                 };
-                settle(fs, parent, options).map_err(unusable)?;
+                if let Some(format) = DiskFormat::of_name(parent).filter(|format| format.is_image()) {
+                    settle(fs, parent, format, options).map_err(unusable)?;
+                }
                 let chain = Chain::open(fs, parent, &how).map_err(unusable)?;
-                let (size, spec) = match chain.top() {
-                    Some(top) => {
-                        room_for_child(&chain)?;
-                        (top.size, parent_spec(fs, top, path, modified(fs, top)?)?)
-                    }
-                    None => return Err(CreateError::RawParent { parent: parent.clone() }),
-                };
-                (size, CreateKind::Differencing { block_size: *block_size, parent: spec }, Some(chain))
+                let top = chain.top().cloned();
+                let top = top.ok_or_else(|| CreateError::RawParent { parent: parent.clone() })?;
+                room_for_child(&chain)?;
+                let modified = modified(fs, &top)?;
+                let plan = plan_child(fs, &top, &path, format, (*block_size, modified), identity)?;
+                return Ok(Self { path, plan, parent: Some(chain) });
             }
         };
-        let plan = plan_vhd(path, size, kind, identity)?;
-        Ok(Self { path: path_buf(), plan: CreatePlanKind::Vhd(plan), parent })
+        let plan = plan_image(&path, format, size, plan, identity)?;
+        Ok(Self { path, plan, parent })
     }
 
     /// Carries it out: afterwards the file is there, whole and durable, or not at all.
@@ -269,19 +327,22 @@ impl NewDiskPlan {
                 .flush()
                 .map_err(|source| CreateError::Flush { parent: parent.path.clone(), source })?;
         }
+        self.plan.execute(fs, &self.path, cancel)
+    }
+
+    /// What the disk will be like.
+    pub(crate) fn like(&self) -> Like {
         match &self.plan {
-            CreatePlanKind::Raw(steps) => write_new(fs, &self.path, 0, steps, cancel),
-            CreatePlanKind::Vhd(plan) => execute_vhd(fs, &self.path, plan, cancel),
+            CreatePlanKind::Raw(_) => Like::Raw,
+            CreatePlanKind::Vhd(_, options) => Like::Vhd(options.clone()),
+            CreatePlanKind::Vhdx(_, options) => Like::Vhdx(options.clone()),
         }
     }
 
     /// Carries it out on a file that is open already.
     pub(crate) fn write_to(&self, file: &dyn DiskFile) -> Result<(), CreateError> {
-        let steps = match &self.plan {
-            CreatePlanKind::Raw(steps) => steps,
-            CreatePlanKind::Vhd(plan) => &plan.steps,
-        };
-        plan::execute(steps, file).map_err(|source| CreateError::Write { path: self.path.clone(), source })
+        plan::execute(self.plan.steps(), file)
+            .map_err(|source| CreateError::Write { path: self.path.clone(), source })
     }
 }
 
@@ -299,41 +360,141 @@ pub fn create_disk(
     NewDiskPlan::new(fs, path, what, identity, &options)?.execute(fs)
 }
 
-/// Makes an empty child of an open layer, which stays as it is.
+/// Makes an empty child of an open layer. What it names its parent by stays until the parent is closed.
 pub(crate) fn create_child(
     fs: &Arc<dyn FileSystem>,
     parent: &Layer,
     path: &Path,
     identity: Identity,
 ) -> Result<(), CreateError> {
-    // The block size of the parent, so that a later merge can move whole blocks.
+    let image = parent.image().ok_or_else(|| CreateError::RawParent { parent: parent.path.clone() })?;
+    image
+        .settle_identity()
+        .map_err(|error| CreateError::Flush { parent: parent.path.clone(), source: error.into() })?;
+    // The block size of the parent, so that a later merge can move whole blocks; a VHDX has small ones as Windows makes it.
     let block_size = match parent.info() {
-        Some(info) if info.block_size >= 512 << 10 && info.block_size <= 64 << 20 => info.block_size,
+        Some(ImageInfo::Vhd(info)) if (512 << 10..=64 << 20).contains(&info.block_size) => info.block_size,
         _ => DEFAULT_BLOCK_SIZE,
     };
+    let format = parent.info().map_or(DiskFormat::Vhd, |info| info.format().into());
     // It is written to until the child takes its place: no time of now would be right.
-    let spec = parent_spec(fs, parent, path, VhdTime(0))?;
-    let kind = CreateKind::Differencing { block_size, parent: spec };
-    execute_vhd(fs, path, &plan_vhd(path, parent.size, kind, identity)?, &AtomicBool::new(false))
+    let plan = plan_child(fs, parent, path, format, (block_size, VhdTime(0)), identity)?;
+    plan.execute(fs, path, &AtomicBool::new(false))
 }
 
-fn plan_vhd(path: &Path, size: u64, kind: CreateKind, identity: Identity) -> Result<CreatePlan, CreateError> {
+/// The format of a new file.
+fn new_format(path: &Path, options: &DiskOptions) -> DiskFormat {
+    options.format.or_else(|| DiskFormat::of_name(path)).unwrap_or(DiskFormat::Vhdx)
+}
+
+/// Kinds of disk without parent.
+enum Kind {
+    Fixed,
+    /// With blocks of that size.
+    Dynamic(u32),
+}
+
+fn given(block_size: u32) -> Option<u32> {
+    (block_size != DEFAULT_BLOCK_SIZE).then_some(block_size)
+}
+
+fn plan_image(
+    path: &Path,
+    format: DiskFormat,
+    size: u64,
+    kind: Kind,
+    identity: Identity,
+) -> Result<CreatePlanKind, CreateError> {
+    match format {
+        DiskFormat::Vhd | DiskFormat::Raw => {
+            let kind = match kind {
+                Kind::Fixed => CreateKind::Fixed,
+                Kind::Dynamic(size) => {
+                    CreateKind::Dynamic { block_size: given(size).unwrap_or(VHD_BLOCK_SIZE) }
+                }
+            };
+            plan_vhd(path, size, kind, identity)
+        }
+        DiskFormat::Vhdx => {
+            let (kind, block_size) = match kind {
+                Kind::Fixed => (vhdx::create::CreateKind::Fixed, None),
+                Kind::Dynamic(size) => (vhdx::create::CreateKind::Dynamic, given(size)),
+            };
+            let options = vhdx_options(size, kind, block_size, identity);
+            plan_vhdx(path, options)
+        }
+    }
+}
+
+/// What a new VHDX is like, for [`vhdx::create`] and [`vhdx::convert`].
+pub(crate) fn vhdx_options(
+    size: u64,
+    kind: vhdx::create::CreateKind,
+    block_size: Option<u32>,
+    identity: Identity,
+) -> vhdx::create::CreateOptions {
+    vhdx::create::CreateOptions {
+        size,
+        kind,
+        block_size,
+        logical_sector: 512,
+        physical_sector: 4096,
+        disk_id: Uuid::new_v4(),
+        file_write_guid: Uuid::new_v4(),
+        data_write_guid: identity.unique_id,
+    }
+}
+
+/// Plans a child of an open layer. `how`: its block size, and when the parent was changed last.
+fn plan_child(
+    fs: &Arc<dyn FileSystem>,
+    parent: &Layer,
+    path: &Path,
+    format: DiskFormat,
+    how: (u32, VhdTime),
+    identity: Identity,
+) -> Result<CreatePlanKind, CreateError> {
+    let (block_size, modified) = how;
+    let mixed = || CreateError::MixedChain { path: path.to_owned(), parent: parent.path.clone() };
+    match (parent.info(), format) {
+        (None, _) => Err(CreateError::RawParent { parent: parent.path.clone() }),
+        (Some(ImageInfo::Vhd(_)), DiskFormat::Vhd) => {
+            let parent_of = parent_spec(fs, parent, path, modified)?;
+            let block_size = given(block_size).unwrap_or(VHD_BLOCK_SIZE);
+            let kind = CreateKind::Differencing { block_size, parent: parent_of };
+            plan_vhd(path, parent.size, kind, identity)
+        }
+        (Some(ImageInfo::Vhdx(info)), DiskFormat::Vhdx) => {
+            let kind = vhdx::create::CreateKind::Differencing(locator(fs, parent, path)?);
+            let options = vhdx::create::CreateOptions {
+                logical_sector: info.logical_sector,
+                physical_sector: info.physical_sector,
+                // The guest goes on with the same disk.
+                disk_id: info.disk_id,
+                ..vhdx_options(parent.size, kind, given(block_size), identity)
+            };
+            plan_vhdx(path, options)
+        }
+        (Some(_), _) => Err(mixed()),
+    }
+}
+
+fn plan_vhd(
+    path: &Path,
+    size: u64,
+    kind: CreateKind,
+    identity: Identity,
+) -> Result<CreatePlanKind, CreateError> {
     let options = CreateOptions { size, kind, unique_id: identity.unique_id, time_stamp: identity.time };
-    backstay_vhd::create::plan(&options)
+    let plan = backstay_vhd::create::plan(&options);
+    plan.map(|plan| CreatePlanKind::Vhd(plan, options))
         .map_err(|source| CreateError::Invalid { path: path.to_owned(), source })
 }
 
-fn execute_vhd(
-    fs: &Arc<dyn FileSystem>,
-    path: &Path,
-    plan: &CreatePlan,
-    cancel: &AtomicBool,
-) -> Result<(), CreateError> {
-    let reserved = plan.steps.iter().filter_map(|step| match step {
-        Step::Allocate(len) => Some(*len),
-        _ => None,
-    });
-    write_new(fs, path, reserved.max().unwrap_or(0), &plan.steps, cancel)
+fn plan_vhdx(path: &Path, options: vhdx::create::CreateOptions) -> Result<CreatePlanKind, CreateError> {
+    let plan = vhdx::create::plan(&options);
+    plan.map(|plan| CreatePlanKind::Vhdx(plan, Box::new(options)))
+        .map_err(|source| CreateError::InvalidVhdx { path: path.to_owned(), source })
 }
 
 fn write_new(
@@ -368,7 +529,12 @@ fn modified(fs: &Arc<dyn FileSystem>, parent: &Layer) -> Result<VhdTime, CreateE
 
 /// Puts into a file what a process that died left beside it. As a parent it is not written to again, and what is beside
 /// it ends with the power.
-pub(crate) fn settle(fs: &Arc<dyn FileSystem>, path: &Path, options: &DiskOptions) -> Result<(), OpenError> {
+pub(crate) fn settle(
+    fs: &Arc<dyn FileSystem>,
+    path: &Path,
+    format: DiskFormat,
+    options: &DiskOptions,
+) -> Result<(), OpenError> {
     let Some(folder) = &options.runtime_dir else { return Ok(()) };
     // What is wrong with the file is told by whoever opens it next.
     let Ok(meta) = fs.metadata(path) else { return Ok(()) };
@@ -376,13 +542,10 @@ pub(crate) fn settle(fs: &Arc<dyn FileSystem>, path: &Path, options: &DiskOption
         return Ok(());
     }
     let how = DiskOptions { runtime_dir: Some(folder.clone()), ..DiskOptions::default() };
-    let mode = |writable| LayerMode { writable, format: DiskFormat::Vhd };
+    let mode = |writable| LayerMode { writable, format };
     // A shadow is named after an inode, which may have been another file's: then there is nothing to write, and the disk of
     // a template could not be written to either.
-    let adopted = |layer: &Layer| {
-        let warnings = layer.info().map_or(&[][..], |info| info.warnings.as_slice());
-        warnings.iter().any(|warning| matches!(warning, Warning::WritesAdopted { .. }))
-    };
+    let adopted = |layer: &Layer| layer.info().is_some_and(ImageInfo::adopted);
     if Layer::open(fs, path, mode(false), &how).is_ok_and(|layer| !adopted(&layer)) {
         return Ok(());
     }
@@ -414,35 +577,6 @@ pub(crate) fn failed(path: &Path, source: io::Error) -> CreateError {
     }
 }
 
-/// How a child at `path` refers to an open parent that was changed last at `modified`.
-pub(crate) fn parent_spec(
-    fs: &Arc<dyn FileSystem>,
-    parent: &Layer,
-    path: &Path,
-    modified: VhdTime,
-) -> Result<ParentSpec, CreateError> {
-    let info = parent.info().ok_or_else(|| CreateError::RawParent { parent: parent.path.clone() })?;
-    let folder = fs.canonicalize(folder_of(path)).map_err(|source| failed(path, source))?;
-    let relative = relative(&folder, &parent.path);
-    let relative =
-        relative.to_str().ok_or_else(|| CreateError::ParentName { parent: parent.path.clone() })?;
-    let name = parent.path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-    Ok(ParentSpec {
-        unique_id: info.unique_id,
-        time_stamp: modified,
-        name,
-        absolute: parent.path.to_str().map(str::to_owned),
-        relative: Some(relative.to_owned()),
-    })
-}
-
-/// The path of `file` seen from `folder`; both absolute and without links.
-fn relative(folder: &Path, file: &Path) -> PathBuf {
-    let shared = folder.components().zip(file.components()).take_while(|(a, b)| a == b).count();
-    let up = folder.components().skip(shared).map(|_| Component::ParentDir);
-    up.chain(file.components().skip(shared)).collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -462,13 +596,5 @@ mod tests {
         cancel.store(false, Ordering::Relaxed);
         plan.execute_unless(&fs, &cancel).unwrap();
         assert_eq!(std::fs::metadata(&path).unwrap().len(), size + 512);
-    }
-
-    #[test]
-    fn relative_paths() {
-        let case = |folder: &str, file: &str| relative(Path::new(folder), Path::new(file));
-        assert_eq!(case("/vm/one", "/vm/one/a.vhd"), Path::new("a.vhd"));
-        assert_eq!(case("/vm/one/Snapshots/x", "/vm/one/a.vhd"), Path::new("../../a.vhd"));
-        assert_eq!(case("/vm", "/base/a.vhd"), Path::new("../base/a.vhd"));
     }
 }

@@ -6,6 +6,7 @@ use crate::{
     create::settle,
     error::OpenError,
     fs::{FileSystem, HostFs},
+    image::ImageInfo,
     layer::Layer,
     merge::{MergeSlot, Routing},
     options::DiskOptions,
@@ -14,7 +15,7 @@ use crate::{
     status,
     walk::{Place, walk},
 };
-use backstay_vhd::{ImageInfo, MetaError};
+use backstay_vhd::{Format, LayerFormat, MetaError};
 use std::{
     io,
     path::{Path, PathBuf},
@@ -24,6 +25,7 @@ use std::{
     },
     time::{Duration, Instant},
 };
+use uuid::Uuid;
 
 /// How long a close or a layer switch waits for requests in flight.
 pub(crate) const DRAIN: Duration = Duration::from_secs(10);
@@ -37,6 +39,8 @@ pub struct Disk {
     pub(crate) options: DiskOptions,
     pub(crate) chain: Quiesce<Chain>,
     pub(crate) size: AtomicU64,
+    /// Unit of requests in bytes; that of all layers.
+    sector: u32,
     pub(crate) merging: MergeSlot,
     counters: Counters,
 }
@@ -46,8 +50,10 @@ pub struct Disk {
 pub struct LayerInfo {
     /// The file.
     pub path: PathBuf,
-    /// What the VHD says about itself; `None` for a raw file.
+    /// What the VHD or VHDX says about itself; `None` for a raw file.
     pub image: Option<ImageInfo>,
+    /// What children name it by, as of now; `None` for a raw file.
+    pub identity: Option<Uuid>,
     /// Bytes a user sees.
     pub size: u64,
     /// Blocks in the file now; 0 for raw and fixed disks.
@@ -58,7 +64,17 @@ impl LayerInfo {
     /// Writes make its file longer: a dynamic or differencing disk.
     #[must_use]
     pub fn grows(&self) -> bool {
-        self.image.as_ref().is_some_and(|image| image.disk_type != backstay_vhd::DiskType::Fixed)
+        self.image.as_ref().is_some_and(|image| image.disk_type() != backstay_vhd::DiskType::Fixed)
+    }
+
+    /// `vhd`, `vhdx` or `raw`.
+    #[must_use]
+    pub fn format(&self) -> &'static str {
+        match self.image.as_ref().map(ImageInfo::format) {
+            None => "raw",
+            Some(Format::Vhd) => "vhd",
+            Some(Format::Vhdx) => "vhdx",
+        }
     }
 }
 
@@ -107,15 +123,17 @@ impl Disk {
         if !unsettled.is_empty() {
             // Bits of writes to a parent, by a process that merged into it and died: a flush of the top must cover them.
             drop(chain);
-            unsettled.iter().try_for_each(|parent| settle(&fs, parent, &options))?;
+            unsettled.iter().try_for_each(|(parent, format)| settle(&fs, parent, *format, &options))?;
             chain = Chain::open(&fs, path, &options)?;
         }
         let size = chain.top().map_or(0, |top| top.size);
+        let sector = chain.top().map_or(512, |top| top.sector_size());
         Ok(Arc::new(Self {
             fs,
             options,
             chain: Quiesce::new(chain),
             size: AtomicU64::new(size),
+            sector,
             merging: MergeSlot::default(),
             counters: Counters::default(),
         }))
@@ -236,8 +254,8 @@ impl Disk {
 
     fn check_range(&self, offset: u64, len: u64) -> io::Result<()> {
         let size = self.size.load(Acquire);
-        if !(offset | len).is_multiple_of(512) {
-            return Err(MetaError::Unaligned { offset, len }.into());
+        if !(offset | len).is_multiple_of(u64::from(self.sector)) {
+            return Err(MetaError::UnalignedTo { offset, len, sector: self.sector }.into());
         }
         if offset.checked_add(len).is_none_or(|end| end > size) {
             return Err(MetaError::OutOfRange { offset, len, size }.into());
@@ -264,8 +282,9 @@ pub(crate) fn describe(layer: &Arc<Layer>) -> LayerInfo {
     LayerInfo {
         path: layer.path.clone(),
         image: layer.info().cloned(),
+        identity: layer.identity(),
         size: layer.size,
-        allocated_blocks: layer.image().map_or(0, backstay_vhd::Image::allocated_blocks),
+        allocated_blocks: layer.image().map_or(0, LayerFormat::allocated_blocks),
     }
 }
 
@@ -290,6 +309,10 @@ pub(crate) fn read_chain(layers: &[Arc<Layer>], offset: u64, buf: &mut [u8], wai
 impl Backend for Disk {
     fn size(&self) -> u64 {
         self.size.load(Acquire)
+    }
+
+    fn sector_size(&self) -> u32 {
+        self.sector
     }
 
     fn read_only(&self) -> bool {

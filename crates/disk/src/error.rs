@@ -62,7 +62,7 @@ pub enum OpenError {
     },
     /// The name does not tell the format.
     #[error(
-        "the name {} does not tell the format; only .vhd, .avhd, .raw, .img and .iso do. Rename the file, or say the format, vhd or raw (it is never guessed from content that a guest can write)",
+        "the name {} does not tell the format; only .vhd, .avhd, .vhdx, .avhdx, .raw, .img and .iso do. Rename the file, or say the format: vhd, vhdx or raw (it is never guessed from content that a guest can write)",
         path.display()
     )]
     UnknownFormat {
@@ -78,7 +78,27 @@ pub enum OpenError {
         #[source]
         source: backstay_vhd::OpenError,
     },
-    /// Only VHD files have structures.
+    /// The file is not a good VHDX.
+    #[error("{} cannot be used as a VHDX", path.display())]
+    FormatVhdx {
+        /// Which file.
+        path: PathBuf,
+        /// What is wrong.
+        #[source]
+        source: Box<backstay_vhd::vhdx::OpenError>,
+    },
+    /// The parent is the right one and does not fit.
+    #[error("{} cannot be used on its parent {}", child.display(), parent.display())]
+    Mismatch {
+        /// The differencing disk.
+        child: PathBuf,
+        /// Its parent.
+        parent: PathBuf,
+        /// Why not.
+        #[source]
+        source: backstay_vhd::vhdx::parent::MismatchError,
+    },
+    /// Only VHD and VHDX files have structures.
     #[error("{} is a raw disk: it has no structures that could be checked or repaired", path.display())]
     NotVhd {
         /// Which file.
@@ -151,11 +171,10 @@ impl OpenError {
     /// For a file whose name does not tell its format: some names tell at least why not.
     #[must_use]
     pub fn of_unknown_name(path: &Path) -> Self {
-        use backstay_vhd::OpenError::{IsVhdx, SplitDisk};
+        use backstay_vhd::OpenError::SplitDisk;
         let path = path.to_owned();
         let extension = path.extension().and_then(|text| text.to_str()).unwrap_or_default();
         match extension.to_ascii_lowercase().as_str() {
-            "vhdx" | "avhdx" => Self::Format { path, source: IsVhdx },
             other if backstay_vhd::is_split_extension(other) => Self::Format { path, source: SplitDisk },
             _ => Self::UnknownFormat { path },
         }

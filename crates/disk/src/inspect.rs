@@ -2,22 +2,73 @@
 //! locked only while a function runs. `served` looks at a disk that is being served.
 
 use crate::{
+    disk::{LayerInfo, describe},
     error::OpenError,
-    fs::FileSystem,
+    fs::{DiskFile, FileSystem},
     layer::{Layer, LayerMode, format_of, open_locked},
     options::{DiskFormat, DiskOptions},
     status::data_runs,
 };
 use backstay_vhd::{
-    OpenOptions, Storage,
-    check::{Report, check},
+    Format, OpenOptions, Storage,
+    check::{Finding, Severity},
     map::{MapKind, MapRange, map},
+    vhdx,
 };
 use std::{
-    io,
+    fmt, io,
     path::{Path, PathBuf},
     sync::Arc,
 };
+
+/// The result of a check of one file of either format.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Report {
+    /// What is wrong, worst first.
+    pub findings: Vec<Finding>,
+    /// Whether it is a differencing disk; false if it is too damaged to tell.
+    pub has_parent: bool,
+    /// Blocks in the file.
+    pub blocks: u32,
+    /// Bytes between structures that belong to nothing.
+    pub unused_bytes: u64,
+}
+
+impl Report {
+    /// The worst severity; `None` if there is no finding.
+    #[must_use]
+    pub fn worst(&self) -> Option<Severity> {
+        self.findings.iter().map(|finding| finding.severity).max()
+    }
+
+    /// Whether the disk can be used as it is: no finding is an error.
+    #[must_use]
+    pub fn is_usable(&self) -> bool {
+        self.worst() != Some(Severity::Error)
+    }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.findings.iter().try_for_each(|one| writeln!(f, "{}: {}: {}", one.severity, one.rule, one.text))
+    }
+}
+
+impl From<backstay_vhd::check::Report> for Report {
+    fn from(report: backstay_vhd::check::Report) -> Self {
+        let has_parent = report.info.as_ref().is_some_and(|info| info.parent.is_some());
+        let (blocks, unused_bytes) = (report.blocks, report.unused_bytes);
+        Self { findings: report.findings, has_parent, blocks, unused_bytes }
+    }
+}
+
+impl From<vhdx::check::Report> for Report {
+    fn from(report: vhdx::check::Report) -> Self {
+        let has_parent = report.info.as_ref().is_some_and(|info| info.parent.is_some());
+        let (blocks, unused_bytes) = (report.blocks, report.unused_bytes);
+        Self { findings: report.findings, has_parent, blocks, unused_bytes }
+    }
+}
 
 /// Why a disk could not be mapped.
 #[derive(Debug, thiserror::Error)]
@@ -26,7 +77,7 @@ pub enum MapError {
     /// It cannot be opened.
     #[error("cannot open the disk")]
     Open(#[from] OpenError),
-    /// The bitmaps or holes of a VHD could not be read.
+    /// The bitmaps or holes of a VHD or VHDX could not be read.
     #[error("cannot tell where the data of {} is", path.display())]
     Vhd {
         /// The file.
@@ -76,19 +127,44 @@ pub fn map_file(
     Ok(ranges)
 }
 
-/// Checks one VHD file: its structures, not its parents and not its payload.
+/// What one file says about itself, whether or not its parents are there. Writes of a process that died are in it.
 ///
 /// # Errors
-/// If the file cannot be opened or locked, or is not a VHD by option or name. Damage is in the report.
-pub fn check_file(fs: &Arc<dyn FileSystem>, path: &Path, options: &DiskOptions) -> Result<Report, OpenError> {
-    let file = match format_of(fs, path, options.format)? {
-        DiskFormat::Vhd => open_locked(fs, path, false)?,
-        DiskFormat::Raw => return Err(OpenError::NotVhd { path: path.to_owned() }),
-    };
-    Ok(check(file.as_ref() as &dyn Storage, &how(path, options)))
+/// If the file cannot be opened or locked, or is damaged.
+pub fn look_at(fs: &Arc<dyn FileSystem>, path: &Path, options: &DiskOptions) -> Result<LayerInfo, OpenError> {
+    let format = format_of(fs, path, options.format)?;
+    let options = DiskOptions { read_only: true, gate: None, changed: None, ..options.clone() };
+    let layer = Layer::open(fs, path, LayerMode { writable: false, format }, &options)?;
+    Ok(LayerInfo { path: path.to_owned(), ..describe(&Arc::new(layer)) })
 }
 
-pub(crate) fn how(path: &Path, options: &DiskOptions) -> OpenOptions {
+/// Checks one VHD or VHDX file: its structures, not its parents and not its payload.
+///
+/// # Errors
+/// If the file cannot be opened or locked, or is raw by option or name. Damage is in the report.
+pub fn check_file(fs: &Arc<dyn FileSystem>, path: &Path, options: &DiskOptions) -> Result<Report, OpenError> {
+    let format = match format_of(fs, path, options.format)? {
+        DiskFormat::Vhd => Format::Vhd,
+        DiskFormat::Vhdx => Format::Vhdx,
+        DiskFormat::Raw => return Err(OpenError::NotVhd { path: path.to_owned() }),
+    };
+    Ok(check_image(&open_locked(fs, path, false)?, format, path, options))
+}
+
+/// Checks a file that is open and locked.
+pub(crate) fn check_image(
+    file: &Arc<dyn DiskFile>,
+    format: Format,
+    path: &Path,
+    options: &DiskOptions,
+) -> Report {
+    match format {
+        Format::Vhd => backstay_vhd::check::check(file.as_ref() as &dyn Storage, &how(path, options)).into(),
+        Format::Vhdx => vhdx::check::check(&(Arc::clone(file) as Arc<dyn Storage>)).into(),
+    }
+}
+
+fn how(path: &Path, options: &DiskOptions) -> OpenOptions {
     let name = path.file_name().map(|name| name.to_string_lossy().into_owned());
     OpenOptions { name, size_rule: options.size_rule, ..OpenOptions::default() }
 }

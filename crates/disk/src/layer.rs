@@ -4,11 +4,12 @@ use crate::{
     chain::ChainWarning,
     error::OpenError,
     fs::{DiskFile, FileId, FileKind, FileSystem, LockKind, OpenMode},
+    image::{AnyImage, ImageInfo, ImageMode},
     options::{DiskFormat, DiskOptions},
     seams::GatedFile,
-    shadow::{ShadowFile, ShadowKey},
+    shadow::ShadowFile,
 };
-use backstay_vhd::{DiskType, Image, ImageInfo, MetaError, OpenOptions, ReadExtent, Shadow, Source, Storage};
+use backstay_vhd::{DiskType, Format, LayerFormat, MetaError, ReadExtent, Source, Storage};
 use std::{
     io,
     path::{Path, PathBuf},
@@ -17,6 +18,7 @@ use std::{
         atomic::{AtomicBool, AtomicU64, Ordering::Acquire, Ordering::Release},
     },
 };
+use uuid::Uuid;
 
 const SECTOR: u64 = 512;
 
@@ -30,6 +32,8 @@ pub(crate) struct Layer {
     pub(crate) body: Body,
     /// Bytes a user sees.
     pub(crate) size: u64,
+    /// What the file says about itself, as of its opening; none of a raw file.
+    info: Option<ImageInfo>,
     /// The file was opened for writing, whether or not it is written to now.
     pub(crate) file_writable: bool,
     /// What was strange when it was opened, beyond what the image says itself.
@@ -39,7 +43,7 @@ pub(crate) struct Layer {
 #[derive(Debug)]
 pub(crate) enum Body {
     Raw(Raw),
-    Vhd(Box<Image>),
+    Image(AnyImage),
 }
 
 /// What a raw file needs beyond the file.
@@ -59,6 +63,15 @@ pub(crate) struct LayerMode {
     pub(crate) format: DiskFormat,
 }
 
+/// How a VHDX is known to its children from the first write on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum NextIdentity {
+    /// By a new id: those it has lose it.
+    Fresh,
+    /// By one that its child was told.
+    Announced(Uuid),
+}
+
 impl Layer {
     /// Opens and locks a file: exclusively for writing, else shared.
     pub(crate) fn open(
@@ -73,7 +86,7 @@ impl Layer {
             Some(gate) if mode.writable => Arc::new(GatedFile { file, gate: Arc::clone(gate) }),
             _ => file,
         };
-        match mode.format {
+        let format = match mode.format {
             DiskFormat::Raw => {
                 let len =
                     file.len().map_err(|error| OpenError::from_io(&path, "read the length of", error))?;
@@ -82,15 +95,28 @@ impl Layer {
                 }
                 let size = len.next_multiple_of(SECTOR);
                 let body = Body::Raw(Raw::default());
-                Ok(Self { path, file, body, size, file_writable: mode.writable, warning: None })
+                let file_writable = mode.writable;
+                return Ok(Self { path, file, body, size, info: None, file_writable, warning: None });
             }
-            DiskFormat::Vhd => {
-                let (image, warning) = open_image(fs, &path, &file, mode.writable, options)?;
-                let size = image.info().size;
-                let body = Body::Vhd(Box::new(image));
-                Ok(Self { path, file, body, size, file_writable: mode.writable, warning })
-            }
-        }
+            DiskFormat::Vhd => Format::Vhd,
+            DiskFormat::Vhdx => Format::Vhdx,
+        };
+        let how =
+            ImageMode { format, size_rule: options.size_rule, writable: mode.writable, data_write: None };
+        let (image, warning) = open_image(fs, &path, &file, how, options)?;
+        Ok(Self::of_image(path, file, image, mode.writable, warning))
+    }
+
+    /// A layer of an image that is open.
+    pub(crate) fn of_image(
+        path: PathBuf,
+        file: Arc<dyn DiskFile>,
+        image: AnyImage,
+        file_writable: bool,
+        warning: Option<ChainWarning>,
+    ) -> Self {
+        let (size, info) = (image.size(), Some(image.info()));
+        Self { path, file, body: Body::Image(image), size, info, file_writable, warning }
     }
 
     /// Makes a layer that was closed for writing writable again. The lock is already exclusive.
@@ -99,7 +125,7 @@ impl Layer {
         fs: &Arc<dyn FileSystem>,
         options: &DiskOptions,
     ) -> Result<Self, OpenError> {
-        self.reopen_on(Arc::clone(&self.file), fs, options)
+        self.reopen_on(Arc::clone(&self.file), fs, options, NextIdentity::Fresh)
     }
 
     fn reopen_on(
@@ -107,17 +133,19 @@ impl Layer {
         file: Arc<dyn DiskFile>,
         fs: &Arc<dyn FileSystem>,
         options: &DiskOptions,
+        next: NextIdentity,
     ) -> Result<Self, OpenError> {
-        let (image, warning) = open_image(fs, &self.path, &file, true, options)?;
-        let size = image.info().size;
-        Ok(Self {
-            path: self.path.clone(),
-            file,
-            body: Body::Vhd(Box::new(image)),
-            size,
-            file_writable: true,
-            warning,
-        })
+        let how = ImageMode {
+            format: self.info.as_ref().map_or(Format::Vhd, ImageInfo::format),
+            size_rule: options.size_rule,
+            writable: true,
+            data_write: match next {
+                NextIdentity::Fresh => None,
+                NextIdentity::Announced(id) => Some(id),
+            },
+        };
+        let (image, warning) = open_image(fs, &self.path, &file, how, options)?;
+        Ok(Self::of_image(self.path.clone(), file, image, true, warning))
     }
 
     /// Opens a parent for writing as well, under an exclusive lock that follows its shared one without a gap. Until it is
@@ -129,13 +157,15 @@ impl Layer {
         &self,
         fs: &Arc<dyn FileSystem>,
         options: &DiskOptions,
+        next: NextIdentity,
     ) -> Result<Self, OpenError> {
         if self.file_writable {
             take_lock(fs, &self.path, self.file.as_ref(), LockKind::Exclusive)?;
             let tidied = self
                 .close()
                 .map_err(|error| OpenError::from_io(&self.path, "write the last changes to", error));
-            return tidied.and_then(|()| self.reopen_writable(fs, options)).inspect_err(|_| self.relock());
+            let reopen = |()| self.reopen_on(Arc::clone(&self.file), fs, options, next);
+            return tidied.and_then(reopen).inspect_err(|_| self.relock());
         }
         let open = |error| OpenError::from_io(&self.path, "open", error);
         let file = fs.open(&self.path, OpenMode::ReadWrite).map_err(open)?;
@@ -149,7 +179,7 @@ impl Layer {
             None => file,
         };
         let opened = take_lock(fs, &self.path, file.as_ref(), LockKind::Exclusive)
-            .and_then(|()| self.reopen_on(Arc::clone(&file), fs, options));
+            .and_then(|()| self.reopen_on(Arc::clone(&file), fs, options, next));
         opened.inspect_err(|_| {
             let _shared_with_self = file.lock(LockKind::Shared);
             self.relock();
@@ -172,7 +202,7 @@ impl Layer {
     /// Refuses writes and flushes from now on: what was written to a file below may be lost.
     pub(crate) fn fail(&self) {
         match &self.body {
-            Body::Vhd(image) => image.fail(),
+            Body::Image(image) => image.fail(),
             Body::Raw(raw) => raw.failed.store(true, Release),
         }
     }
@@ -181,26 +211,51 @@ impl Layer {
         self.file.id()
     }
 
-    pub(crate) fn image(&self) -> Option<&Image> {
+    pub(crate) fn image(&self) -> Option<&dyn LayerFormat> {
+        self.any_image().map(|image| &**image)
+    }
+
+    pub(crate) fn any_image(&self) -> Option<&AnyImage> {
         match &self.body {
-            Body::Vhd(image) => Some(image),
+            Body::Image(image) => Some(image),
             Body::Raw(_) => None,
         }
     }
 
+    /// What the file says about itself, as of its opening.
     pub(crate) fn info(&self) -> Option<&ImageInfo> {
-        self.image().map(Image::info)
+        self.info.as_ref()
+    }
+
+    /// What children name the file by, as of now.
+    pub(crate) fn identity(&self) -> Option<Uuid> {
+        self.image().map(LayerFormat::identity)
+    }
+
+    /// Whether the file is a child of one with that identity.
+    pub(crate) fn is_child_of(&self, parent: Uuid) -> bool {
+        self.image().is_some_and(|image| image.accepts_parent(parent))
+    }
+
+    /// Unit of requests in bytes.
+    pub(crate) fn sector_size(&self) -> u32 {
+        self.info.as_ref().map_or(512, ImageInfo::sector_size)
+    }
+
+    /// Bytes in a block; 0 where there are none.
+    pub(crate) fn block_size(&self) -> u32 {
+        self.info.as_ref().map_or(0, ImageInfo::block_size)
     }
 
     /// Whether the file keeps space for every sector.
     pub(crate) fn is_flat(&self) -> bool {
-        self.info().is_none_or(|info| info.disk_type == DiskType::Fixed)
+        self.info().is_none_or(|info| info.disk_type() == DiskType::Fixed)
     }
 
     /// Appends where each part of a range inside this layer is.
     pub(crate) fn resolve(&self, offset: u64, len: u64, out: &mut Vec<ReadExtent>) -> Result<(), MetaError> {
         match &self.body {
-            Body::Vhd(image) => image.resolve_read(offset, len, out),
+            Body::Image(image) => image.resolve_read(offset, len, out),
             Body::Raw(_) => {
                 out.push(ReadExtent { len, source: Source::Data { file_offset: offset } });
                 Ok(())
@@ -230,7 +285,7 @@ impl Layer {
     /// Makes everything acknowledged durable.
     pub(crate) fn flush(&self) -> io::Result<()> {
         match &self.body {
-            Body::Vhd(image) => Ok(image.flush()?),
+            Body::Image(image) => Ok(image.flush()?),
             Body::Raw(raw) => raw.flush(self.file.as_ref()),
         }
     }
@@ -246,7 +301,7 @@ impl Layer {
     /// Flushes and tidies up; no write can follow.
     pub(crate) fn close(&self) -> io::Result<()> {
         match &self.body {
-            Body::Vhd(image) => Ok(image.close()?),
+            Body::Image(image) => Ok(image.close()?),
             Body::Raw(raw) => raw.flush(self.file.as_ref()),
         }
     }
@@ -305,29 +360,26 @@ pub(crate) fn take_lock(
     })
 }
 
-/// Opens the VHD in a locked file; with the bits that a dead process left, if any.
+/// Opens the image in a locked file; with the bits that a dead process left, if any.
 fn open_image(
     fs: &Arc<dyn FileSystem>,
     path: &Path,
     file: &Arc<dyn DiskFile>,
-    writable: bool,
+    mode: ImageMode,
     options: &DiskOptions,
 ) -> Result<Opened, OpenError> {
-    let storage: Arc<dyn Storage> = Arc::clone(file) as Arc<dyn Storage>;
+    let writable = mode.writable;
     let open = |writable, shadow: Option<ShadowFile>| {
-        let shadow = shadow.map(|shadow| Arc::new(shadow) as Arc<dyn Shadow>);
-        let name = path.file_name().map(|name| name.to_string_lossy().into_owned());
-        let how = OpenOptions { writable, size_rule: options.size_rule, name, shadow };
-        Image::open(Arc::clone(&storage), &how)
-            .map_err(|source| OpenError::Format { path: path.to_owned(), source })
+        let storage: Arc<dyn Storage> = Arc::clone(file) as Arc<dyn Storage>;
+        AnyImage::open(storage, path, ImageMode { writable, ..mode }, shadow)
     };
     let Some(folder) = &options.runtime_dir else { return Ok((open(writable, None)?, None)) };
     if !writable && !ShadowFile::exists(fs, folder, file.id()) {
         return Ok((open(false, None)?, None));
     }
-    // The shadow is known by the footer's id, so the file is looked at first.
+    // The shadow is known by an id in the file, so the file is looked at first.
     let looked = open(false, None)?;
-    let Some(key) = shadow_key(file.id(), looked.info()) else { return Ok((open(writable, None)?, None)) };
+    let Some(key) = looked.info().shadow_key(file.id()) else { return Ok((open(writable, None)?, None)) };
     let mode = if writable { OpenMode::ReadWrite } else { OpenMode::Read };
     let left = ShadowFile::adopt(fs, folder, key, mode).map_err(|source| {
         let shadow = ShadowFile::path(folder, file.id());
@@ -349,18 +401,7 @@ fn open_image(
 }
 
 /// An image, and what was strange beyond what it says itself.
-type Opened = (Image, Option<ChainWarning>);
-
-/// The shadow a file has; only differencing disks have one.
-fn shadow_key(file: FileId, info: &ImageInfo) -> Option<ShadowKey> {
-    let bitmap_bytes = (info.block_size / 512).div_ceil(8).next_multiple_of(512);
-    (info.disk_type == DiskType::Differencing).then(|| ShadowKey {
-        file,
-        unique_id: info.unique_id.into_bytes(),
-        blocks: info.blocks,
-        bitmap_bytes,
-    })
-}
+type Opened = (AnyImage, Option<ChainWarning>);
 
 /// The format by option or name.
 pub(crate) fn format_of(

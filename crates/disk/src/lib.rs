@@ -1,4 +1,4 @@
-//! The disk engine: opens chains of VHD files and raw disks, moves the bytes, switches layers, converts, and exports
+//! The disk engine: opens chains of VHD or VHDX files and raw disks, moves the bytes, switches layers, converts, and exports
 //! disks by NBD.
 //!
 //! ```text
@@ -32,8 +32,10 @@ mod disk;
 mod error;
 pub mod fs;
 mod grace;
+mod image;
 mod inspect;
 mod layer;
+mod locator;
 mod merge;
 pub mod nbd;
 mod options;
@@ -52,15 +54,14 @@ mod walk;
 mod write;
 mod zero;
 
-pub use backstay_vhd::check::Report;
-
 pub use backend::{Backend, BlockStatus, ZeroMode};
 pub use chain::{ChainWarning, MAX_DEPTH};
 pub use convert::{ConvertError, ConvertReport, ConvertRequest, ConvertTo, Progress, convert, plan_convert};
 pub use create::{CreateError, DEFAULT_BLOCK_SIZE, Identity, NewDisk, NewDiskPlan, create_disk};
 pub use disk::{CloseError, Disk, LayerInfo};
 pub use error::OpenError;
-pub use inspect::{MapError, check_file, map_file};
+pub use image::ImageInfo;
+pub use inspect::{MapError, Report, check_file, look_at, map_file};
 pub use merge::{
     MergeControl, MergeError, MergePlan, MergeProgress, MergeStep, Merged, ReparentError, merge_offline,
     plan_merge, reparent,

@@ -1,7 +1,7 @@
 //! How a disk is opened.
 
 use crate::seams::{ChangedRanges, WriteGate};
-use backstay_vhd::{SizeRule, parent::PathMapping};
+use backstay_vhd::{Format, SizeRule, parent::PathMapping};
 use std::{
     path::{Path, PathBuf},
     sync::Arc,
@@ -14,12 +14,14 @@ use uuid::Uuid;
 pub enum DiskFormat {
     /// VHD: fixed, dynamic or differencing.
     Vhd,
+    /// VHDX: fixed, dynamic or differencing.
+    Vhdx,
     /// The bytes of the disk and nothing else.
     Raw,
 }
 
 impl DiskFormat {
-    /// The format a file name stands for: `.vhd` and `.avhd` are VHD; `.raw`, `.img` and `.iso` are raw.
+    /// The format a file name stands for: `.vhd` and `.avhd` are VHD; `.vhdx` and `.avhdx` VHDX; `.raw`, `.img` and `.iso` raw.
     ///
     /// The content is never looked at to decide: a guest can write anything into a raw disk, also what looks like a VHD
     /// whose parent is `/etc/shadow`.
@@ -28,8 +30,24 @@ impl DiskFormat {
         let extension = path.extension()?.to_str()?.to_ascii_lowercase();
         match extension.as_str() {
             "vhd" | "avhd" => Some(Self::Vhd),
+            "vhdx" | "avhdx" => Some(Self::Vhdx),
             "raw" | "img" | "iso" => Some(Self::Raw),
             _ => None,
+        }
+    }
+
+    /// Whether such a file has structures of its own and can be, or have, a parent.
+    #[must_use]
+    pub fn is_image(self) -> bool {
+        self != Self::Raw
+    }
+}
+
+impl From<Format> for DiskFormat {
+    fn from(format: Format) -> Self {
+        match format {
+            Format::Vhd => Self::Vhd,
+            Format::Vhdx => Self::Vhdx,
         }
     }
 }
@@ -39,7 +57,7 @@ impl DiskFormat {
 pub struct DiskOptions {
     /// Refuse writes; many may have the disk open so.
     pub read_only: bool,
-    /// Format of the file; by its name if not given. Parents are always VHD.
+    /// Format of the file; by its name if not given. Parents have that of their child.
     pub format: Option<DiskFormat>,
     /// Folder for shadow files, best on a tmpfs. It is where bits of acknowledged writes survive the death of this
     /// process. Without one each write that sets new bits of a differencing disk is synced before it is acknowledged;
@@ -47,11 +65,11 @@ pub struct DiskOptions {
     pub runtime_dir: Option<PathBuf>,
     /// What absolute paths stored in disks of other machines mean on this host.
     pub path_map: Vec<PathMapping>,
-    /// Parents whose place is known, by unique id.
+    /// Parents whose place is known, by the id that their children name.
     pub known_parents: Vec<(Uuid, PathBuf)>,
     /// Folder that parents may not lie outside of.
     pub root: Option<PathBuf>,
-    /// Which footer field is the size.
+    /// Which footer field of a VHD is the size.
     pub size_rule: SizeRule,
     /// Asked before each change of a file.
     pub gate: Option<Arc<dyn WriteGate>>,

@@ -4,12 +4,14 @@
 use crate::{
     error::OpenError,
     fs::{FileId, FileSystem, folder_of},
+    image::AnyImage,
     layer::{Layer, LayerMode},
     options::{DiskFormat, DiskOptions},
 };
 use backstay_vhd::{
     ParentLink, VhdTime,
     parent::{ParentGate, ParentIdentity, ParentSearch, find},
+    vhdx::{self, parent::MismatchError},
 };
 use std::{
     cell::{Cell, RefCell},
@@ -35,11 +37,12 @@ pub(crate) enum Found {
 /// Opens the parent of `child`. `chain` are the files above it.
 pub(crate) fn open_parent(
     fs: &Arc<dyn FileSystem>,
-    child: &Path,
+    layer: &Layer,
     link: &ParentLink,
     chain: &HashSet<FileId>,
     options: &DiskOptions,
 ) -> Result<Found, OpenError> {
+    let child = layer.path.as_path();
     let root = options.root.as_ref().map(|root| fs.canonicalize(root));
     let root = root
         .transpose()
@@ -50,14 +53,24 @@ pub(crate) fn open_parent(
         known: options.known_parents.clone(),
         path_map: options.path_map.clone(),
     };
-    let gate = Gate { fs, options, chain, opened: RefCell::default(), again: Cell::default() };
-    let found = find(link, &search, &gate);
+    let vhdx = layer.any_image().and_then(AnyImage::vhdx);
+    let gate = Gate { fs, options, chain, vhdx, opened: RefCell::default(), again: Cell::default() };
+    let found = match vhdx.and_then(vhdx::Image::parent) {
+        Some(locator) => vhdx::parent::find(&locator, &search, &gate),
+        None => find(link, &search, &gate),
+    };
     if let Some(path) = gate.again.take() {
         return Ok(Found::Again(path));
     }
     match (found, gate.opened.take()) {
-        (Ok(found), Some(layer)) => {
-            Ok(Found::Parent { layer: Box::new(layer), time_differs: found.time_differs })
+        (Ok(found), Some(parent)) => {
+            if let (Some(above), Some(below)) = (vhdx, parent.any_image().and_then(AnyImage::vhdx))
+                && let Err(source @ MismatchError::LogicalSector { .. }) =
+                    vhdx::parent::check(above.info(), below.info())
+            {
+                return Err(OpenError::Mismatch { child: child.to_owned(), parent: parent.path, source });
+            }
+            Ok(Found::Parent { layer: Box::new(parent), time_differs: found.time_differs })
         }
         (Ok(found), None) => Err(OpenError::NotFound { path: found.path }),
         (Err(source), _) => Err(OpenError::Parent { child: child.to_owned(), source: Box::new(source) }),
@@ -68,6 +81,8 @@ struct Gate<'a> {
     fs: &'a Arc<dyn FileSystem>,
     options: &'a DiskOptions,
     chain: &'a HashSet<FileId>,
+    /// The child, if it is a VHDX: then its parent is one too.
+    vhdx: Option<&'a vhdx::Image>,
     /// The last disk that was identified, still open and locked.
     opened: RefCell<Option<Layer>>,
     again: Cell<Option<PathBuf>>,
@@ -89,9 +104,17 @@ impl ParentGate for Gate<'_> {
             self.again.set(Some(path.to_owned()));
             return Err("it is in the chain already".into());
         }
-        let mode = LayerMode { writable: false, format: DiskFormat::Vhd };
-        let layer = Layer::open(self.fs, path, mode, self.options)?;
-        let unique_id = layer.info().map(|info| info.unique_id).unwrap_or_default();
+        let format = if self.vhdx.is_some() { DiskFormat::Vhdx } else { DiskFormat::Vhd };
+        let layer = Layer::open(self.fs, path, LayerMode { writable: false, format }, self.options)?;
+        let unique_id = layer.identity().unwrap_or_default();
+        if let (Some(child), Some(parent)) = (self.vhdx, layer.any_image().and_then(AnyImage::vhdx))
+            // The same disk with another content.
+            && child.info().disk_id == parent.info().disk_id
+            && let Err(changed @ MismatchError::Changed { .. }) =
+                vhdx::parent::check(child.info(), parent.info())
+        {
+            return Err(changed.into());
+        }
         self.opened.replace(Some(layer));
         Ok(ParentIdentity { unique_id, modified: Some(VhdTime::from_unix(meta.modified)) })
     }

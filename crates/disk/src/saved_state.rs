@@ -9,7 +9,7 @@ use crate::{
 use std::{fs::File, io, path::Path, sync::Arc};
 
 /// Sets or clears the flag in a disk's footer, durably. The time of the file's last change stays: what the guest sees has
-/// not changed. Raw files have no flag.
+/// not changed. Raw files and VHDX have no flag.
 ///
 /// # Errors
 /// The file is in use, is no VHD, or cannot be written.

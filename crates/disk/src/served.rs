@@ -4,15 +4,12 @@ use crate::{
     backend::Backend,
     chain::{Chain, ChainWarning},
     disk::{DRAIN, Disk},
-    inspect::how,
+    inspect::{Report, check_image},
     layer::Layer,
     status::data_runs,
     walk::{Place, walk},
 };
-use backstay_vhd::{
-    Storage, Warning,
-    check::{Report, Severity, check},
-};
+use backstay_vhd::check::Severity;
 use std::{io, sync::Arc, time::Instant};
 
 /// One range of a disk.
@@ -55,7 +52,7 @@ impl Disk {
     #[must_use]
     pub fn lasting_warnings(&self) -> Vec<ChainWarning> {
         let top = self.top_path();
-        let passing = |warning: &ChainWarning| matches!(warning, ChainWarning::Image { path, warning: Warning::WritesAdopted { .. } } if *path == top);
+        let passing = |warning: &ChainWarning| warning.is_adoption() && warning.path() == top;
         self.warnings().into_iter().filter(|warning| !passing(warning)).collect()
     }
 
@@ -66,8 +63,9 @@ impl Disk {
     /// If the last changes cannot be flushed, requests hang, or the disk is closed.
     pub fn check(&self) -> io::Result<Option<Report>> {
         let look = |chain: &Chain| {
-            let top = chain.top().filter(|top| top.image().is_some())?;
-            Some(check(top.file.as_ref() as &dyn Storage, &how(&top.path, &self.options)))
+            let top = chain.top()?;
+            let format = top.info()?.format();
+            Some(check_image(&top.file, format, &top.path, &self.options))
         };
         self.flush()?;
         let report = look(&*self.enter()?);

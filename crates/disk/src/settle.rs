@@ -14,7 +14,7 @@ pub fn settle_parents(fs: &Arc<dyn FileSystem>, path: &Path, options: &DiskOptio
     let Ok(chain) = Chain::open(fs, path, &how) else { return Ok(()) };
     let left = chain.unsettled();
     drop(chain);
-    left.iter().try_for_each(|parent| settle(fs, parent, options))
+    left.iter().try_for_each(|(parent, format)| settle(fs, parent, *format, options))
 }
 
 #[cfg(test)]

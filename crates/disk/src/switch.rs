@@ -18,7 +18,7 @@ use crate::{
     options::DiskFormat,
     quiesce::Quiet,
 };
-use backstay_vhd::MetaError;
+use backstay_vhd::{LayerFormat, MetaError};
 use std::{
     collections::HashSet,
     io,
@@ -136,7 +136,8 @@ impl Switch {
                 return Err(SwitchError::Twice { path: disk.top_path() });
             }
             let top = writable_top(&disk)?;
-            let mode = LayerMode { writable: true, format: DiskFormat::Vhd };
+            let format = top.info().map_or(DiskFormat::Vhd, |info| info.format().into());
+            let mode = LayerMode { writable: true, format };
             let child = Layer::open(&disk.fs, &new_top, mode, &disk.options)?;
             if !is_empty_child(&child, &top) {
                 return Err(SwitchError::NotAChild { child: child.path, parent: top.path.clone() });
@@ -295,7 +296,7 @@ fn can_be_taken_off(chain: &Chain) -> Result<(), SwitchError> {
     if !parent.file_writable {
         return Err(SwitchError::NotSwitched { path: child.path.clone() });
     }
-    match child.image().map(backstay_vhd::Image::is_blank) {
+    match child.image().map(LayerFormat::is_blank) {
         Some(Ok(true)) => Ok(()),
         _ => Err(SwitchError::NotEmpty { path: child.path.clone() }),
     }
@@ -344,7 +345,6 @@ fn path_of_top(chain: &Chain) -> PathBuf {
 }
 
 fn is_empty_child(child: &Layer, parent: &Layer) -> bool {
-    let (Some(image), Some(parent_info)) = (child.image(), parent.info()) else { return false };
-    let linked = image.info().parent.as_ref().is_some_and(|link| link.unique_id == parent_info.unique_id);
-    linked && child.size == parent.size && image.is_blank().unwrap_or(false)
+    let (Some(image), Some(parent_id)) = (child.image(), parent.identity()) else { return false };
+    image.accepts_parent(parent_id) && child.size == parent.size && image.is_blank().unwrap_or(false)
 }

@@ -8,7 +8,7 @@ use crate::{
     walk::{Place, Scratch, walk},
     zero,
 };
-use backstay_vhd::{Image, MetaError, ReadExtent, Source, WriteTicket};
+use backstay_vhd::{LayerFormat, MetaError, ReadExtent, Source, WriteTicket};
 use std::{io, ops::Range, sync::Arc};
 
 /// Zeros up to this many bytes are written; more are punched out.
@@ -58,8 +58,8 @@ pub(crate) fn write_layers(layers: &[Arc<Layer>], offset: u64, data: &[u8]) -> i
             raw.check()?;
             top.file.write_at(data, offset)
         }
-        Body::Vhd(image) if top.is_flat() => write_run(top, image, offset, data),
-        Body::Vhd(image) => write_sparse(top, image, parents, offset, data),
+        Body::Image(image) if top.is_flat() => write_run(top, &**image, offset, data),
+        Body::Image(image) => write_sparse(top, &**image, parents, offset, data),
     }
 }
 
@@ -74,7 +74,7 @@ pub(crate) fn zero_layers(layers: &[Arc<Layer>], offset: u64, len: u64, mode: Ze
             raw.check()?;
             zero_file(top.file.as_ref(), offset, len, mode.may_unmap)
         }
-        Body::Vhd(image) => zero_image(top, image, parents, offset, len, mode),
+        Body::Image(image) => zero_image(top, &**image, parents, offset, len, mode),
     }
 }
 
@@ -86,7 +86,7 @@ pub(crate) fn trim_layers(layers: &[Arc<Layer>], offset: u64, len: u64) -> io::R
             raw.check()?;
             punch_inside(top.file.as_ref(), offset, len)
         }
-        Body::Vhd(image) => {
+        Body::Image(image) => {
             let mut extents = Vec::new();
             image.trim_extents(offset, len, &mut extents)?;
             extents
@@ -97,7 +97,7 @@ pub(crate) fn trim_layers(layers: &[Arc<Layer>], offset: u64, len: u64) -> io::R
 }
 
 /// Writes a range that goes to the file as a whole.
-pub(crate) fn write_run(top: &Layer, image: &Image, offset: u64, data: &[u8]) -> io::Result<()> {
+pub(crate) fn write_run(top: &Layer, image: &dyn LayerFormat, offset: u64, data: &[u8]) -> io::Result<()> {
     let mut ticket = Scratch::<WriteTicket>::take();
     image.begin_write(offset, data.len() as u64, &mut ticket)?;
     let mut rest = data;
@@ -113,7 +113,7 @@ pub(crate) fn write_run(top: &Layer, image: &Image, offset: u64, data: &[u8]) ->
 /// Writes into a file that grows: zeros that nothing would be hidden by are left out, so that they need no block.
 fn write_sparse(
     top: &Layer,
-    image: &Image,
+    image: &dyn LayerFormat,
     parents: &[Arc<Layer>],
     offset: u64,
     data: &[u8],
@@ -165,7 +165,7 @@ fn holds_data(layers: &[Arc<Layer>], offset: u64, len: u64) -> io::Result<bool> 
 
 fn zero_image(
     top: &Layer,
-    image: &Image,
+    image: &dyn LayerFormat,
     parents: &[Arc<Layer>],
     offset: u64,
     len: u64,

@@ -13,7 +13,7 @@ use std::path::Path;
 pub fn map(disk: &Disk, top_only: bool, offset: u64, limit: usize) -> io::Result<DiskMap> {
     let chain = disk.chain();
     let differs =
-        |depth: usize| chain.get(depth).and_then(|l| l.image.as_ref()).is_some_and(|i| i.parent.is_some());
+        |depth: usize| chain.get(depth).and_then(|l| l.image.as_ref()).is_some_and(|i| i.has_parent());
     let nowhere = if top_only && differs(0) { MapKind::Parent } else { MapKind::Zero };
     let ranges = disk.map(offset, limit, top_only)?;
     let range = |range: &backstay_disk::DiskRange| MapRange {

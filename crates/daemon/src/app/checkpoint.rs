@@ -138,7 +138,7 @@ async fn check_disks(app: &App, machine: &Machine) -> Result<(), Failure> {
             Some((
                 ProblemCode::Precondition,
                 format!("{slot}: {} is a raw disk, which cannot have checkpoints", path.display()),
-                Some("convert it to VHD with `backstay disk convert`".to_owned()),
+                Some("convert it to VHDX with `backstay disk convert`".to_owned()),
             ))
         } else {
             let failure = chain_of(app, &path).await.err();

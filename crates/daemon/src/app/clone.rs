@@ -11,7 +11,7 @@ use crate::durable;
 use crate::events::Happening;
 use crate::failure::Failure;
 use crate::inventory::{Machine, blocking, read_config, read_machine, set_generation, set_home};
-use crate::layout::Layout;
+use crate::layout::{Layout, extension_like};
 use crate::store::TaskNote;
 use crate::tasks::{Hold, TaskContext, TaskSpec, store_failure};
 use backstay_api::{Blocker, ObjectKind, ObjectRef, Plan, ProblemCode, VmClone};
@@ -190,15 +190,14 @@ async fn decide_disks(
         match decide_disk(app, drive.slot, path.clone(), linked).await {
             Ok(mut disk) => {
                 let taken = |to: &std::path::Path| to.exists() || new.iter().any(|other| other.to == to);
-                disk.to = match disk.copy {
-                    Some(ConvertTo::Raw) => {
-                        let extension = path.extension().unwrap_or_else(|| "img".as_ref()).to_owned();
-                        layout
-                            .new_disk(&name, |to| taken(&to.with_extension(&extension)))
-                            .with_extension(extension)
-                    }
-                    _ => layout.new_disk(&name, taken),
+                let extension = match disk.copy {
+                    Some(ConvertTo::Raw) => path
+                        .extension()
+                        .map_or_else(|| "img".into(), |text| text.to_string_lossy().into_owned()),
+                    // A copy is like its original; a child has to be.
+                    _ => extension_like(path).to_owned(),
                 };
+                disk.to = layout.new_disk(&name, &extension, taken);
                 path.clone_from(&disk.to);
                 new.push(disk);
             }
@@ -223,7 +222,7 @@ async fn decide_disk(app: &App, slot: DriveSlot, from: PathBuf, linked: bool) ->
     let is_raw = chain.layers.last().is_some_and(|layer| layer.kind == "raw");
     if linked && chain.layers.len() == 1 && is_raw {
         return Err(Failure::precondition(format!(
-            "{} is a raw disk, which cannot be the parent of a differencing disk: make a full clone, or convert it to VHD \
+            "{} is a raw disk, which cannot be the parent of a differencing disk: make a full clone, or convert it to VHDX \
              with `backstay disk convert`",
             from.display()
         )));

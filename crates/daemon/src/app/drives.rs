@@ -5,7 +5,7 @@ use super::usage::{same_file, usage, used_by};
 use crate::disks;
 use crate::failure::Failure;
 use crate::inventory::blocking;
-use crate::layout::Layout;
+use crate::layout::{Layout, NEW_DISK};
 use backstay_api::{Blocker, DiskType, DriveKind, DriveRequest, NicRequest, ProblemCode};
 use backstay_model::{
     DriveMedia, DriveSlot, DriveSpec, MacAddress, NicAttachment, NicId, NicSpec, VirtualHardware, VmId,
@@ -101,7 +101,7 @@ fn media(
             }
             let path = match path {
                 Some(path) => absolute(path)?,
-                None => layout.new_disk(name, |p| p.exists() || make.iter().any(|m| m.path == p)),
+                None => layout.new_disk(name, NEW_DISK, |p| p.exists() || make.iter().any(|m| m.path == p)),
             };
             if path.exists() {
                 return Err(Failure::new(
@@ -249,7 +249,7 @@ mod tests {
         let placed = place(&[disk(None), disk(None)], &[], VirtualHardware::Gen1, &layout, &name).unwrap();
         let files: Vec<_> =
             placed.make.iter().map(|m| m.path.file_name().unwrap().to_str().unwrap()).collect();
-        assert_eq!(files, ["a_b.vhd", "a_b-1.vhd"]);
+        assert_eq!(files, ["a_b.vhdx", "a_b-1.vhdx"]);
     }
 
     #[test]

@@ -10,7 +10,7 @@ use crate::events::Happening;
 use crate::failure::Failure;
 use crate::flatten::flatten;
 use crate::inventory::{Machine, blocking, set_home};
-use crate::layout::Layout;
+use crate::layout::{Layout, extension_like, free_disk};
 use crate::tasks::{Hold, TaskContext};
 use backstay_api::{CheckpointExport, Plan, ProblemCode};
 use backstay_hyperv::VmConfig;
@@ -120,12 +120,8 @@ async fn is_free(folder: PathBuf) -> Result<(), Failure> {
 
 /// The name of the first disk of the chain, without the GUID that a checkpoint added.
 fn free_name(layout: &Layout, file: &Path, taken: &mut BTreeSet<PathBuf>) -> PathBuf {
-    let stem = Layout::first_name(file);
-    let named = |n: u32| if n == 0 { format!("{stem}.vhd") } else { format!("{stem}-{n}.vhd") };
-    let path = (0u32..)
-        .map(|n| layout.disks().join(named(n)))
-        .find(|path| !taken.contains(path))
-        .unwrap_or_else(|| layout.disks().join("disk.vhd"));
+    let (stem, extension) = (Layout::first_name(file), extension_like(file));
+    let path = free_disk(&layout.disks(), &stem, extension, |path| taken.contains(path));
     taken.insert(path.clone());
     path
 }

@@ -2,14 +2,15 @@
 
 use super::ReparentError;
 use crate::{
-    create::parent_spec,
     error::OpenError,
     fs::FileSystem,
-    layer::{Layer, LayerMode, format_of},
+    image::{AnyImage, ImageInfo},
+    layer::{Layer, LayerMode, NextIdentity, format_of},
+    locator::{locator, parent_spec},
     options::{DiskFormat, DiskOptions},
     parent::{Found, open_parent},
 };
-use backstay_vhd::{Image, VhdTime};
+use backstay_vhd::{LayerFormat, VhdTime, vhdx::Locator};
 use std::{collections::HashSet, io, path::Path, sync::Arc};
 use uuid::Uuid;
 
@@ -28,15 +29,15 @@ pub fn reparent(
     let looking = DiskOptions { read_only: true, gate: None, changed: None, ..options.clone() };
     let mode = LayerMode { writable: false, format: format_of(fs, parent, None)? };
     let parent = Layer::open(fs, parent, mode, &looking)?;
-    let id = parent.info().map(|info| info.unique_id).unwrap_or_default();
+    let id = parent.identity().unwrap_or_default();
     let (wanted, instead) = {
         let mode = LayerMode { writable: false, format: format_of(fs, child, None)? };
         let child = Layer::open(fs, child, mode, &looking)?;
-        let link = child.info().and_then(|info| info.parent.clone());
+        let link = child.image().and_then(LayerFormat::parent);
         let link = link.ok_or_else(|| ReparentError::NotDifferencing { child: child.path.clone() })?;
-        (link.unique_id, empty_parent_of(fs, &child, id, &looking))
+        (link.unique_id, child.is_child_of(id) || empty_parent_of(fs, &child, id, &looking))
     };
-    if wanted != id && !instead {
+    if !instead {
         let (child, parent) = (child.to_owned(), parent.path);
         return Err(ReparentError::OtherParent { child, parent, wanted, found: id });
     }
@@ -45,9 +46,9 @@ pub fn reparent(
 
 /// Whether the disk's parent is empty and a child of the disk with that id.
 fn empty_parent_of(fs: &Arc<dyn FileSystem>, child: &Layer, id: Uuid, options: &DiskOptions) -> bool {
-    let Some(link) = child.info().and_then(|info| info.parent.as_ref()) else { return false };
+    let Some(link) = child.image().and_then(LayerFormat::parent) else { return false };
     let Ok(Found::Parent { layer, .. }) =
-        open_parent(fs, &child.path, link, &HashSet::from([child.id()]), options)
+        open_parent(fs, child, &link, &HashSet::from([child.id()]), options)
     else {
         return false;
     };
@@ -56,9 +57,7 @@ fn empty_parent_of(fs: &Arc<dyn FileSystem>, child: &Layer, id: Uuid, options: &
 
 /// Whether a layer holds nothing and is a child of the disk with that id.
 pub(super) fn is_empty_child(layer: &Layer, parent: Uuid) -> bool {
-    let linked =
-        layer.info().and_then(|info| info.parent.as_ref()).is_some_and(|link| link.unique_id == parent);
-    linked && matches!(layer.image().map(Image::is_blank), Some(Ok(true)))
+    layer.is_child_of(parent) && matches!(layer.image().map(LayerFormat::is_blank), Some(Ok(true)))
 }
 
 /// Gives a closed file another parent, if it has one of those `from`, or has it already.
@@ -69,12 +68,12 @@ pub(super) fn reparent_closed(
     parent: &Layer,
     options: &DiskOptions,
 ) -> Result<(), ReparentError> {
-    let mode = LayerMode { writable: true, format: DiskFormat::Vhd };
-    let layer = Layer::open(fs, child, mode, options)?;
-    let link = layer.info().and_then(|info| info.parent.as_ref());
+    let format = parent.info().map_or(DiskFormat::Vhd, |info| info.format().into());
+    let layer = Layer::open(fs, child, LayerMode { writable: true, format }, options)?;
+    let link = layer.image().and_then(LayerFormat::parent);
     let wanted = link.ok_or_else(|| ReparentError::NotDifferencing { child: layer.path.clone() })?.unique_id;
-    let found = parent.info().map(|info| info.unique_id).unwrap_or_default();
-    if wanted != found && !from.contains(&wanted) {
+    let found = parent.identity().unwrap_or_default();
+    if !layer.is_child_of(found) && !from.iter().any(|id| layer.is_child_of(*id)) {
         let (child, parent) = (layer.path, parent.path.clone());
         return Err(ReparentError::OtherParent { child, parent, wanted, found });
     }
@@ -90,12 +89,22 @@ pub(super) fn reparent_open(
     parent: &Layer,
 ) -> Result<(), ReparentError> {
     let describe = |source| ReparentError::Describe { child: child.path.clone(), source: Box::new(source) };
-    let spec = parent_spec(fs, parent, &child.path, VhdTime(0)).map_err(describe)?;
-    let image = child.image().ok_or_else(|| ReparentError::NotDifferencing { child: child.path.clone() })?;
-    image.reparent(&spec).map_err(|source| ReparentError::Write {
-        child: child.path.clone(),
-        source: io::Error::other(source),
-    })
+    let write = |source: io::Error| ReparentError::Write { child: child.path.clone(), source };
+    match (child.any_image(), parent.info()) {
+        (Some(AnyImage::Vhd(image)), Some(ImageInfo::Vhd(_))) => {
+            let spec = parent_spec(fs, parent, &child.path, VhdTime(0)).map_err(describe)?;
+            image.reparent(&spec).map_err(|error| write(io::Error::other(error)))
+        }
+        (Some(AnyImage::Vhdx(image)), Some(ImageInfo::Vhdx(_))) => {
+            let stored = image.parent();
+            let stored =
+                stored.ok_or_else(|| ReparentError::NotDifferencing { child: child.path.clone() })?;
+            let named = locator(fs, parent, &child.path).map_err(describe)?;
+            let done = image.set_parent(Locator { other: stored.other, ..named });
+            done.map_err(|error| write(error.into()))
+        }
+        _ => Err(ReparentError::NotDifferencing { child: child.path.clone() }),
+    }
 }
 
 /// Gives a layer of an open chain that is only read, or its top, another parent.
@@ -109,7 +118,7 @@ pub(super) fn reparent_in_chain(
     if is_top {
         return reparent_open(fs, child, parent);
     }
-    let writable = child.strengthen(fs, options)?;
+    let writable = child.strengthen(fs, options, NextIdentity::Fresh)?;
     let done = reparent_open(fs, &writable, parent);
     let closed =
         writable.weaken().map_err(|source| ReparentError::Write { child: child.path.clone(), source });

@@ -38,10 +38,12 @@ use crate::{
     disk::{DRAIN, Disk},
     error::OpenError,
     fs::{FileSystem, LockKind},
-    layer::{Layer, LayerMode},
+    image::{AnyImage, ImageInfo},
+    layer::{Layer, LayerMode, NextIdentity, format_of},
     options::{DiskFormat, DiskOptions},
     quiesce::Quiet,
 };
+use backstay_vhd::LayerFormat;
 use children::{is_empty_child, reparent_closed, reparent_in_chain};
 use control::Pace;
 use mover::Mover;
@@ -50,6 +52,7 @@ use std::{
     sync::Arc,
     time::Instant,
 };
+use uuid::Uuid;
 
 /// A merge that is complete. The upper file is empty, closed, and nobody's parent any more: it can be deleted.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -138,19 +141,22 @@ impl Disk {
     /// Opens both layers for writing and puts them in the chain, with the routing if writes come.
     fn begin_merge(&self, pair: Pair) -> Result<Merging, MergeError> {
         let failed = |error| open_failed(&pair.upper.path, error);
-        let lower = Arc::new(pair.lower.strengthen(&self.fs, &self.options).map_err(failed)?);
         let upper = match pair.is_top {
-            true => Ok(Arc::clone(&pair.upper)),
-            false => pair.upper.strengthen(&self.fs, &self.options).map(Arc::new),
+            true => Arc::clone(&pair.upper),
+            false => {
+                let upper = pair.upper.strengthen(&self.fs, &self.options, NextIdentity::Fresh);
+                Arc::new(upper.map_err(failed)?)
+            }
         };
-        let upper = upper.map_err(|error| {
-            pair.give_back(&lower, None);
-            failed(error)
+        let lower = announce(&upper)
+            .and_then(|next| pair.lower.strengthen(&self.fs, &self.options, next).map_err(failed));
+        let lower = lower.map(Arc::new).inspect_err(|_| {
+            pair.give_back(None, (!pair.is_top).then_some(&upper));
         })?;
         let merging = Merging { upper, lower, is_top: pair.is_top };
         let installed = self.install(&pair, &merging);
         if installed.is_err() {
-            pair.give_back(&merging.lower, (!pair.is_top).then_some(&merging.upper));
+            pair.give_back(Some(&merging.lower), (!pair.is_top).then_some(&merging.upper));
         }
         installed.map(|()| merging)
     }
@@ -173,8 +179,8 @@ impl Disk {
                 .map_err(|error| open_failed(&layer.path, OpenError::from_io(&layer.path, "lock", error)))?;
         }
         if pair.is_top {
-            let held = merging.upper.image().map(backstay_vhd::Image::held_blocks).unwrap_or_default();
-            let block_size = merging.upper.info().map_or(512, |info| info.block_size);
+            let held = merging.upper.image().map(LayerFormat::held_blocks).unwrap_or_default();
+            let block_size = merging.upper.block_size().max(512);
             let routing = Routing::new(merging.upper.size, block_size.trailing_zeros(), &held);
             chain.routing = Some(Arc::new(routing));
         }
@@ -240,7 +246,7 @@ impl Disk {
             control.step(MergeStep::Reparented);
             done.push(child.path.clone());
         }
-        let id = merging.upper.info().map(|info| info.unique_id).unwrap_or_default();
+        let id = merging.upper.identity().unwrap_or_default();
         done.extend(self.reparent_closed(&upper(), children, id, &merging.lower, control)?);
         Ok(done)
     }
@@ -249,7 +255,7 @@ impl Disk {
         &self,
         upper: &Path,
         children: &[PathBuf],
-        id: uuid::Uuid,
+        id: Uuid,
         lower: &Layer,
         control: &MergeControl,
     ) -> Result<Vec<PathBuf>, MergeError> {
@@ -315,13 +321,13 @@ impl Disk {
     ) -> Result<Merged, MergeError> {
         let not_in_chain = || MergeError::NotInChain { upper: upper.to_owned(), top: self.top_path() };
         let looking = DiskOptions { read_only: true, gate: None, changed: None, ..self.options.clone() };
-        let mode = LayerMode { writable: false, format: DiskFormat::Vhd };
+        let format = format_of(&self.fs, upper, None).unwrap_or(DiskFormat::Vhd);
+        let mode = LayerMode { writable: false, format };
         let layer =
             Layer::open(&self.fs, upper, mode, &looking).map_err(|error| open_failed(upper, error))?;
         let (lower, above) = {
             let chain = self.chain.enter();
-            let is_lower =
-                |lower: &Arc<Layer>| lower.info().is_some_and(|info| is_empty_child(&layer, info.unique_id));
+            let is_lower = |lower: &Arc<Layer>| lower.identity().is_some_and(|id| is_empty_child(&layer, id));
             let index = chain.layers.iter().position(is_lower).ok_or_else(not_in_chain)?;
             let above = index.checked_sub(1).and_then(|above| chain.layers.get(above)).cloned();
             (chain.layers.get(index).cloned(), above.zip(index.checked_sub(1)))
@@ -338,7 +344,7 @@ impl Disk {
             })?;
             reparented.push(child.path.clone());
         }
-        let id = layer.info().map(|info| info.unique_id).unwrap_or_default();
+        let id = layer.identity().unwrap_or_default();
         reparented.extend(self.reparent_closed(upper, children, id, &lower, control)?);
         let chain = self.chain.enter().layers.iter().map(|layer| layer.path.clone()).collect();
         Ok(Merged { upper: layer.path.clone(), lower: lower.path.clone(), chain, bytes_moved: 0, reparented })
@@ -386,8 +392,8 @@ impl Pair {
     }
 
     /// Undoes what opened them for writing.
-    fn give_back(&self, lower: &Layer, upper: Option<&Arc<Layer>>) {
-        for (before, now) in [(&self.lower, Some(lower)), (&self.upper, upper.map(AsRef::as_ref))] {
+    fn give_back(&self, lower: Option<&Arc<Layer>>, upper: Option<&Arc<Layer>>) {
+        for (before, now) in [(&self.lower, lower), (&self.upper, upper)] {
             let Some(now) = now else { continue };
             let given = now.weaken().and_then(|()| before.file.lock(LockKind::Shared));
             if let Err(error) = given {
@@ -423,6 +429,22 @@ impl Merging {
     }
 }
 
+/// Tells a VHDX by which id its parent is known once the merge writes to it: at every instant, also after a crash, one of the
+/// two ids that the file names is the parent's (MS-VHDX 2.6.2.6.3). A merge that goes on uses the id that the first one announced.
+fn announce(upper: &Layer) -> Result<NextIdentity, MergeError> {
+    let Some(image) = upper.any_image().and_then(AnyImage::vhdx) else { return Ok(NextIdentity::Fresh) };
+    if let Some(announced) = image.parent().and_then(|locator| locator.linkage2).filter(|id| !id.is_nil()) {
+        return Ok(NextIdentity::Announced(announced));
+    }
+    let next = Uuid::new_v4();
+    image.announce_parent_change(next).map_err(|error| MergeError::Io {
+        path: upper.path.clone(),
+        action: "write to",
+        source: error.into(),
+    })?;
+    Ok(NextIdentity::Announced(next))
+}
+
 /// Whether one can be merged into the other at all.
 fn check_pair(upper: &Layer, lower: &Layer) -> Result<(), MergeError> {
     if upper.size != lower.size {
@@ -433,7 +455,7 @@ fn check_pair(upper: &Layer, lower: &Layer) -> Result<(), MergeError> {
             lower_size: lower.size,
         });
     }
-    match [upper, lower].into_iter().find(|layer| layer.info().is_some_and(|info| info.saved_state)) {
+    match [upper, lower].into_iter().find(|layer| layer.info().is_some_and(ImageInfo::saved_state)) {
         Some(saved) => Err(MergeError::SavedState { path: saved.path.clone() }),
         None => Ok(()),
     }

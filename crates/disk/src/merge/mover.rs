@@ -20,11 +20,12 @@ use crate::{
     backend::ZeroMode,
     disk::Disk,
     fs::folder_of,
+    image::ImageInfo,
     layer::Layer,
     status::data_runs,
     write::{write_layers, zero_layers},
 };
-use backstay_vhd::{FileSpan, Image, ReadExtent, Source, format::footer::CREATOR};
+use backstay_vhd::{FileSpan, LayerFormat, ReadExtent, Source, format::footer::CREATOR};
 use std::{
     io::{self, ErrorKind},
     sync::Arc,
@@ -205,8 +206,7 @@ impl Mover<'_> {
     fn take_owed(&mut self) -> Vec<FileSpan> {
         let mut spans = std::mem::take(&mut self.owed);
         spans.sort_by_key(|span| span.offset);
-        let ours =
-            self.upper.info().is_some_and(|info| info.creator == CREATOR && info.block_size >= 512 << 10);
+        let ours = matches!(self.upper.info(), Some(ImageInfo::Vhd(info)) if info.creator == CREATOR && info.block_size >= 512 << 10);
         let padding = if ours { PADDING } else { 0 };
         let mut joined: Vec<FileSpan> = Vec::new();
         for span in spans {
@@ -221,7 +221,7 @@ impl Mover<'_> {
     }
 
     fn copy_block(&mut self, block: u32) -> Result<(), MergeError> {
-        let size = u64::from(self.upper.info().map_or(0, |info| info.block_size));
+        let size = u64::from(self.upper.block_size());
         let start = u64::from(block) * size;
         let end = (start + size).min(self.upper.size);
         let mut at = start;
@@ -282,9 +282,14 @@ impl Mover<'_> {
         let mut places = Vec::new();
         let mut within = 0;
         for extent in extents {
-            if let Source::Data { file_offset } = extent.source {
-                find_runs(&upper, within, file_offset, extent.len, &mut runs).map_err(failed)?;
-                places.push((within, extent.len, file_offset));
+            match extent.source {
+                Source::Data { file_offset } => {
+                    find_runs(&upper, within, file_offset, extent.len, &mut runs).map_err(failed)?;
+                    places.push((within, extent.len, file_offset));
+                }
+                // What a VHDX has as zeros hides what the parent has.
+                Source::Zero => runs.push(Run { at: within, len: extent.len, zero: true }),
+                Source::Parent => {}
             }
             within += extent.len;
         }
@@ -335,7 +340,7 @@ impl Mover<'_> {
         }
     }
 
-    fn image(&self) -> Result<&Image, MergeError> {
+    fn image(&self) -> Result<&dyn LayerFormat, MergeError> {
         self.upper.image().ok_or_else(|| MergeError::NoParent { upper: self.upper.path.clone() })
     }
 
@@ -358,7 +363,7 @@ impl Mover<'_> {
         if !full.contains(&source.kind()) {
             return MergeError::Io { path: lower, action: "write to", source };
         }
-        let size = u64::from(self.upper.info().map_or(0, |info| info.block_size));
+        let size = u64::from(self.upper.block_size());
         let left = self.upper.image().map_or(0, |image| image.held_blocks().len()) as u64 * size;
         MergeError::NoSpace { upper, lower, left, source }
     }

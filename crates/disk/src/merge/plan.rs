@@ -5,6 +5,7 @@ use crate::{
     disk::Disk,
     error::OpenError,
     fs::{FileSystem, folder_of},
+    image::AnyImage,
     layer::{Layer, LayerMode},
     options::{DiskFormat, DiskOptions},
 };
@@ -66,6 +67,7 @@ pub fn plan_merge(
     let [upper, lower, ..] = chain.layers.as_slice() else { return Err(no_parent()) };
     super::check_pair(upper, lower)?;
     let (image, info) = (upper.image().ok_or_else(no_parent)?, lower.info().ok_or_else(no_parent)?);
+    let format = info.format().into();
     let held = image.held_blocks();
     let read = |source| MergeError::Io { path: upper.path.clone(), action: "read", source };
     let mut bytes = 0;
@@ -73,14 +75,17 @@ pub fn plan_merge(
         bytes += image.held_bytes(*block).map_err(|error| read(error.into()))?;
     }
     let folders = [folder_of(&upper.path), folder_of(&lower.path)];
-    let mut beside = children_in(fs, &folders, &looking);
+    let mut beside = children_in(fs, &folders, format, &looking);
     beside.retain(|(path, _)| *path != upper.path && *path != lower.path);
-    let of = |id: Uuid| beside.iter().filter(move |(_, parent)| *parent == id).map(|(path, _)| path.clone());
+    let of = |id: Option<Uuid>| {
+        let named = move |links: &[Uuid]| id.is_some_and(|id| links.contains(&id));
+        beside.iter().filter(move |(_, links)| named(links)).map(|(path, _)| path.clone())
+    };
     let free = fs.free_space(folder_of(&lower.path));
     Ok(MergePlan {
         upper: upper.path.clone(),
         lower: lower.path.clone(),
-        lower_type: info.disk_type,
+        lower_type: info.disk_type(),
         blocks: held.len() as u64,
         bytes,
         free: free.map_err(|source| MergeError::Io {
@@ -88,26 +93,38 @@ pub fn plan_merge(
             action: "look at",
             source,
         })?,
-        children: of(image.info().unique_id).collect(),
-        siblings: of(info.unique_id).collect(),
+        children: of(upper.identity()).collect(),
+        siblings: of(lower.identity()).collect(),
     })
 }
 
-/// The differencing disks in these folders and the ids of their parents. What cannot be opened is left out.
-fn children_in(fs: &Arc<dyn FileSystem>, folders: &[&Path], options: &DiskOptions) -> Vec<(PathBuf, Uuid)> {
-    let mut found: Vec<(PathBuf, Uuid)> = Vec::new();
+/// The differencing disks of a format in these folders and the ids that their parents may have. What cannot be opened is
+/// left out.
+fn children_in(
+    fs: &Arc<dyn FileSystem>,
+    folders: &[&Path],
+    format: DiskFormat,
+    options: &DiskOptions,
+) -> Vec<(PathBuf, Vec<Uuid>)> {
+    let mut found: Vec<(PathBuf, Vec<Uuid>)> = Vec::new();
     for folder in folders {
         for name in fs.list(folder).unwrap_or_default() {
             let path = folder.join(name);
-            if DiskFormat::of_name(&path) != Some(DiskFormat::Vhd)
-                || found.iter().any(|(known, _)| *known == path)
-            {
+            if DiskFormat::of_name(&path) != Some(format) || found.iter().any(|(known, _)| *known == path) {
                 continue;
             }
-            let mode = LayerMode { writable: false, format: DiskFormat::Vhd };
-            let Ok(layer) = Layer::open(fs, &path, mode, options) else { continue };
-            if let Some(link) = layer.info().and_then(|info| info.parent.as_ref()) {
-                found.push((path, link.unique_id));
+            let Ok(layer) = Layer::open(fs, &path, LayerMode { writable: false, format }, options) else {
+                continue;
+            };
+            let links = match layer.any_image() {
+                Some(AnyImage::Vhd(image)) => image.info().parent.iter().map(|link| link.unique_id).collect(),
+                Some(AnyImage::Vhdx(image)) => {
+                    image.parent().into_iter().flat_map(|l| [Some(l.linkage), l.linkage2]).flatten().collect()
+                }
+                None => Vec::new(),
+            };
+            if !links.is_empty() {
+                found.push((path, links));
             }
         }
     }

@@ -12,7 +12,6 @@ use super::{
 };
 use crate::{Backend, BlockStatus, ZeroMode};
 
-const SECTOR: u64 = 512;
 /// Plain writes of zeros at least this long may release space; shorter ones would cost more in the file system than
 /// they save.
 const UNMAP_MIN: usize = 64 << 10;
@@ -25,6 +24,8 @@ pub(super) struct Export {
     description: String,
     backend: Arc<dyn Backend>,
     read_only: bool,
+    /// Bytes that the backend reads and writes as a whole.
+    sector: u64,
     /// Exclusive for writes that read and rewrite partial sectors, shared for all other changes.
     sectors: RwLock<()>,
 }
@@ -36,10 +37,10 @@ struct Widened {
     aligned: bool,
 }
 
-fn widen(offset: u64, len: u64) -> Widened {
+fn widen(sector: u64, offset: u64, len: u64) -> Widened {
     // Checked against the size before, so the end does not overflow; the size is a multiple of the sector.
     let end = offset + len;
-    let (start, wide) = (offset / SECTOR * SECTOR, end.div_ceil(SECTOR) * SECTOR);
+    let (start, wide) = (offset / sector * sector, end.div_ceil(sector) * sector);
     Widened { start, end: wide, aligned: start == offset && wide == end }
 }
 
@@ -50,7 +51,12 @@ fn small(len: u64) -> io::Result<usize> {
 
 impl Export {
     pub fn new(name: String, description: String, backend: Arc<dyn Backend>, read_only: bool) -> Self {
-        Self { name, description, backend, read_only, sectors: RwLock::new(()) }
+        let sector = u64::from(backend.sector_size());
+        Self { name, description, backend, read_only, sector, sectors: RwLock::new(()) }
+    }
+
+    fn widen(&self, offset: u64, len: u64) -> Widened {
+        widen(self.sector, offset, len)
     }
 
     pub fn info(&self) -> ExportInfo {
@@ -59,6 +65,7 @@ impl Export {
             description: self.description.clone(),
             size: self.backend.size(),
             read_only: self.limits().read_only,
+            sector: self.backend.sector_size(),
         }
     }
 
@@ -67,7 +74,7 @@ impl Export {
     }
 
     pub fn read(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
-        let wide = widen(offset, buf.len() as u64);
+        let wide = self.widen(offset, buf.len() as u64);
         if wide.aligned {
             return self.backend.read(offset, buf);
         }
@@ -80,7 +87,7 @@ impl Export {
 
     /// Fails with `WouldBlock` if the answer is not at hand.
     pub fn try_read(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
-        if !widen(offset, buf.len() as u64).aligned {
+        if !self.widen(offset, buf.len() as u64).aligned {
             return Err(io::ErrorKind::WouldBlock.into());
         }
         self.backend.try_read(offset, buf)
@@ -90,7 +97,7 @@ impl Export {
         if data.is_empty() {
             return Ok(());
         }
-        if !widen(offset, data.len() as u64).aligned {
+        if !self.widen(offset, data.len() as u64).aligned {
             return self.write_partial(offset, data);
         }
         let _shared = self.sectors.read().unwrap_or_else(PoisonError::into_inner);
@@ -102,37 +109,38 @@ impl Export {
     }
 
     fn write_partial(&self, offset: u64, data: &[u8]) -> io::Result<()> {
-        let wide = widen(offset, data.len() as u64);
+        let wide = self.widen(offset, data.len() as u64);
         let mut whole = vec![0; small(wide.end - wide.start)?];
-        let last = whole.len() - 512;
+        let sector = small(self.sector)?;
+        let last = whole.len() - sector;
         let at = small(offset - wide.start)?;
         let _exclusive = self.sectors.write().unwrap_or_else(PoisonError::into_inner);
-        self.backend.read(wide.start, &mut whole[..512])?;
+        self.backend.read(wide.start, &mut whole[..sector])?;
         if last > 0 {
-            self.backend.read(wide.end - SECTOR, &mut whole[last..])?;
+            self.backend.read(wide.end - self.sector, &mut whole[last..])?;
         }
         whole[at..at + data.len()].copy_from_slice(data);
         self.backend.write(wide.start, &whole)
     }
 
     pub fn write_zeroes(&self, offset: u64, len: u64, mode: ZeroMode) -> io::Result<()> {
-        let inner = Inner::of(offset, len);
+        let inner = Inner::of(self.sector, offset, len);
         if inner.head > 0 {
-            self.write_partial(offset, &[0; 512][..small(inner.head)?])?;
+            self.write_partial(offset, &vec![0; small(inner.head)?])?;
         }
         if inner.len > 0 {
             let _shared = self.sectors.read().unwrap_or_else(PoisonError::into_inner);
             self.backend.write_zeroes(offset + inner.head, inner.len, mode)?;
         }
         if inner.tail > 0 {
-            self.write_partial(offset + inner.head + inner.len, &[0; 512][..small(inner.tail)?])?;
+            self.write_partial(offset + inner.head + inner.len, &vec![0; small(inner.tail)?])?;
         }
         Ok(())
     }
 
     /// Partial sectors at the ends keep their content: the protocol lets a server ignore any part of a trim.
     pub fn trim(&self, offset: u64, len: u64) -> io::Result<()> {
-        let inner = Inner::of(offset, len);
+        let inner = Inner::of(self.sector, offset, len);
         if inner.len == 0 {
             return Ok(());
         }
@@ -145,7 +153,7 @@ impl Export {
     }
 
     pub fn cache(&self, offset: u64, len: u64) -> io::Result<()> {
-        let wide = widen(offset, len);
+        let wide = self.widen(offset, len);
         let mut at = wide.start;
         let mut buf = vec![0; small((wide.end - wide.start).min(CACHE_STEP))?];
         while at < wide.end {
@@ -158,7 +166,7 @@ impl Export {
 
     /// Allocation from `offset` on, at most `limit` runs and not beyond `offset + len`. Never empty.
     pub fn status(&self, offset: u64, len: u32, limit: usize) -> io::Result<Vec<Run>> {
-        let wide = widen(offset, len.into());
+        let wide = self.widen(offset, len.into());
         let runs = self.backend.block_status(wide.start, wide.end - wide.start, limit)?;
         let (mut out, mut at, end) = (Vec::<Run>::new(), wide.start, offset + u64::from(len));
         for BlockStatus { len, hole, zero } in runs.into_iter().take(limit) {
@@ -203,9 +211,9 @@ struct Inner {
 }
 
 impl Inner {
-    fn of(offset: u64, len: u64) -> Self {
-        let head = (offset.next_multiple_of(SECTOR) - offset).min(len);
-        let tail = (len - head) % SECTOR;
+    fn of(sector: u64, offset: u64, len: u64) -> Self {
+        let head = (offset.next_multiple_of(sector) - offset).min(len);
+        let tail = (len - head) % sector;
         Self { head, len: len - head - tail, tail }
     }
 }
@@ -248,9 +256,10 @@ mod tests {
 
     #[test]
     fn ranges_split_into_head_sectors_and_tail() {
-        assert_eq!(Inner::of(0, 1024), Inner { head: 0, len: 1024, tail: 0 });
-        assert_eq!(Inner::of(10, 20), Inner { head: 20, len: 0, tail: 0 });
-        assert_eq!(Inner::of(500, 1100), Inner { head: 12, len: 1024, tail: 64 });
-        assert_eq!(Inner::of(512, 100), Inner { head: 0, len: 0, tail: 100 });
+        assert_eq!(Inner::of(512, 0, 1024), Inner { head: 0, len: 1024, tail: 0 });
+        assert_eq!(Inner::of(512, 10, 20), Inner { head: 20, len: 0, tail: 0 });
+        assert_eq!(Inner::of(512, 500, 1100), Inner { head: 12, len: 1024, tail: 64 });
+        assert_eq!(Inner::of(512, 512, 100), Inner { head: 0, len: 0, tail: 100 });
+        assert_eq!(Inner::of(4096, 512, 8192), Inner { head: 3584, len: 4096, tail: 512 });
     }
 }

@@ -19,7 +19,7 @@ impl Catalog for Fixed {
         let read_only = name == "disk1";
         let known = read_only || name == "disk0";
         let description = "a disk".into();
-        known.then(|| ExportInfo { name: name.into(), description, size: 1 << 20, read_only })
+        known.then(|| ExportInfo { name: name.into(), description, size: 1 << 20, read_only, sector: 512 })
     }
 }
 

@@ -26,6 +26,8 @@ pub struct ExportInfo {
     pub size: u64,
     /// Writes are refused.
     pub read_only: bool,
+    /// Bytes in a sector.
+    pub sector: u32,
 }
 
 impl ExportInfo {
@@ -242,7 +244,7 @@ impl Negotiation {
         let head = InfoExport { kind: info::EXPORT.into(), size: export.size.into(), flags };
         reply(out, option, rep::INFO, head.as_bytes());
         // A client that did not ask may send any alignment (proto.md "Block size constraints").
-        let minimum = if asked.contains(&info::BLOCK_SIZE) { MIN_BLOCK } else { 1 };
+        let minimum = if asked.contains(&info::BLOCK_SIZE) { export.sector.max(MIN_BLOCK) } else { 1 };
         let sizes = InfoBlockSize {
             kind: info::BLOCK_SIZE.into(),
             minimum: minimum.into(),

@@ -31,6 +31,14 @@ fn to(source: &Path, target: &Path, form: ConvertTo) {
     assert_eq!(done.size, SIZE);
 }
 
+fn qemu_format(path: &Path) -> &'static str {
+    match path.extension().and_then(|extension| extension.to_str()) {
+        Some("vhdx") => "vhdx",
+        Some("vhd") => "vpc",
+        _ => "raw",
+    }
+}
+
 /// Compares a file that is not part of a chain with the expected bytes, by QEMU and 7-Zip, and checks its structures.
 fn judged_by_others(target: &Path, model: &[u8], what: &str) {
     let raw = target.extension().is_some_and(|extension| extension == "raw");
@@ -38,9 +46,7 @@ fn judged_by_others(target: &Path, model: &[u8], what: &str) {
         let expected = target.with_file_name("expected");
         std::fs::write(&expected, model).unwrap();
         let mut command = Command::new("qemu-img");
-        command
-            .args(["compare", "-f", "raw", "-F", if raw { "raw" } else { "vpc" }])
-            .args([&expected, target]);
+        command.args(["compare", "-f", "raw", "-F", qemu_format(target)]).args([&expected, target]);
         let run = command.output().unwrap();
         assert!(run.status.success(), "{what}: {}", String::from_utf8_lossy(&run.stdout));
     }
@@ -70,9 +76,16 @@ fn every_form_becomes_every_other_and_back() {
     child_of(&base, &path("child.avhd"));
     fill(&path("child.avhd"), with_shadow(folder.path()), &mut chain_model, 2);
     assert_ne!(model, chain_model);
+    to(&base, &path("dynamic.vhdx"), dynamic_of(1 << 20));
+    child_of(&path("dynamic.vhdx"), &path("child.avhdx"));
+    let mut model_again = model.clone();
+    fill(&path("child.avhdx"), with_shadow(folder.path()), &mut model_again, 2);
+    assert_same(&model_again, &chain_model, "both chains hold the same");
 
-    for source in ["dynamic.vhd", "fixed.vhd", "flat.raw", "child.avhd"].map(path) {
-        let model = if source.ends_with("child.avhd") { &chain_model } else { &model };
+    let sources = ["dynamic.vhd", "fixed.vhd", "flat.raw", "child.avhd", "dynamic.vhdx", "child.avhdx"];
+    for source in sources.map(path) {
+        let is_child = source.file_stem().is_some_and(|stem| stem == "child");
+        let model = if is_child { &chain_model } else { &model };
         if have("7zz") && source.extension().is_some_and(|extension| extension != "raw") {
             assert_same(&seven_zip(&source), model, "7-Zip, the source");
         }
@@ -81,6 +94,9 @@ fn every_form_becomes_every_other_and_back() {
             ("to-raw.raw", ConvertTo::Raw),
             ("to-small.vhd", dynamic_of(512 << 10)),
             ("to-large.vhd", dynamic_of(64 << 20)),
+            ("to-fixed.vhdx", ConvertTo::Fixed),
+            ("to-small.vhdx", dynamic_of(1 << 20)),
+            ("to-usual.vhdx", dynamic_of(backstay_disk::DEFAULT_BLOCK_SIZE)),
         ] {
             let (target, what) = (path(name), format!("{} {name}", source.display()));
             to(&source, &target, form);

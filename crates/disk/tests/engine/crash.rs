@@ -1,6 +1,9 @@
 //! Power loss and process death at every point, on the simulated file system.
 
-use crate::{simfs::SimFs, support::report};
+use crate::{
+    simfs::SimFs,
+    support::{Form, block_size, report},
+};
 use backstay_disk::{
     Backend, ConvertRequest, ConvertTo, Disk, DiskOptions, Identity, NewDisk, NewDiskPlan, ZeroMode,
     check_file, convert, fs::FileSystem, switch_all,
@@ -14,8 +17,7 @@ use std::{
 };
 use uuid::Uuid;
 
-pub const BLOCK_SIZE: u32 = 512 << 10;
-pub const SECTORS: u64 = 3 * 1024 + 100; // three blocks and a piece
+pub const SECTORS: u64 = 4 * 1024 + 100; // four blocks of a VHD and a piece, two of a VHDX and a piece
 pub const RUN: &str = "/run/shadow";
 
 pub fn shared(fs: &Arc<SimFs>) -> Arc<dyn FileSystem> {
@@ -65,6 +67,17 @@ impl Model {
     }
 }
 
+/// Every other seed is about VHDX.
+pub fn form_of(seed: u64) -> Form {
+    if seed.is_multiple_of(2) { Form::Vhd } else { Form::Vhdx }
+}
+
+/// The file of a layer; 0 is the first disk.
+pub fn layer(form: Form, number: u128) -> PathBuf {
+    let name = number.to_string();
+    Path::new("/d").join(if number == 0 { form.disk(&name) } else { form.layer(&name) })
+}
+
 fn content(sector: u64, version: u32) -> [u8; 512] {
     let mut bytes = [0; 512];
     if version != 0 {
@@ -85,6 +98,7 @@ fn version_of(sector: u64, bytes: &[u8]) -> Option<u32> {
 
 /// One machine with one disk and what a user knows about it.
 pub struct Machine {
+    pub form: Form,
     pub fs: Arc<SimFs>,
     pub disk: Arc<Disk>,
     pub model: Model,
@@ -97,19 +111,19 @@ pub struct Machine {
 
 impl Machine {
     /// A disk `depth` layers above a dynamic one, some content in each, all durable.
-    fn new(rng: &mut Rng, depth: u128, trims: bool) -> Self {
-        let base = NewDisk::Dynamic { size: SECTORS * 512, block_size: BLOCK_SIZE };
-        Self::above(rng, &base, depth, trims)
+    fn new(rng: &mut Rng, form: Form, depth: u128, trims: bool) -> Self {
+        let base = NewDisk::Dynamic { size: SECTORS * 512, block_size: block_size(&layer(form, 0)) };
+        Self::above(rng, form, &base, depth, trims)
     }
 
     /// A disk `depth` layers above a new one.
-    pub fn above(rng: &mut Rng, base: &NewDisk, depth: u128, trims: bool) -> Self {
+    pub fn above(rng: &mut Rng, form: Form, base: &NewDisk, depth: u128, trims: bool) -> Self {
         let fs = SimFs::new();
-        make(&fs, "/d/0.vhd", base, 1).unwrap();
-        let top = PathBuf::from("/d/0.vhd");
+        let top = layer(form, 0);
+        make(&fs, top.to_str().unwrap(), base, 1).unwrap();
         let disk = Disk::open_on(shared(&fs), &top, options()).unwrap();
         let model = Model::new();
-        let mut machine = Self { fs, disk, model, top, switching: None, layers: 0, trims };
+        let mut machine = Self { form, fs, disk, model, top, switching: None, layers: 0, trims };
         for _ in 0..depth {
             for _ in 0..2 {
                 machine.write(rng).unwrap();
@@ -170,7 +184,7 @@ impl Machine {
 
     fn switch(&mut self) -> io::Result<()> {
         self.layers += 1;
-        let path = PathBuf::from(format!("/d/{}.avhd", self.layers));
+        let path = layer(self.form, self.layers);
         self.switching = Some(path.clone());
         self.disk.prepare_child(&path, identity(1 + self.layers)).map_err(io::Error::other)?;
         switch_all([(Arc::clone(&self.disk), path.clone())]).map_err(io::Error::other)?;
@@ -247,6 +261,7 @@ fn survives(
     let disk = Disk::open_on(shared(fs), &top, options()).map_err(|error| say(&error))?;
     let found = check_found(&disk, &machine.model, allowed)?;
     let mut next = Machine {
+        form: machine.form,
         fs: Arc::clone(fs),
         disk,
         model: Model { sectors: found.iter().map(|version| vec![*version]).collect(), next: 1 << 20 },
@@ -262,14 +277,11 @@ fn survives(
     check_found(&next.disk, &next.model, |versions| &versions[versions.len() - 1..])
         .map_err(|error| format!("after going on: {error}"))?;
     next.disk.close().map_err(|error| say(&error))?;
-    for layer in
-        (0..=machine.layers).map(|n| if n == 0 { "/d/0.vhd".to_owned() } else { format!("/d/{n}.avhd") })
-    {
-        if fs.exists(&layer) {
-            let report =
-                check_file(&shared(fs), Path::new(&layer), &options()).map_err(|error| say(&error))?;
+    for layer in (0..=machine.layers).map(|number| layer(machine.form, number)) {
+        if fs.exists(layer.to_str().unwrap()) {
+            let report = check_file(&shared(fs), &layer, &options()).map_err(|error| say(&error))?;
             if report.worst().is_some_and(|worst| worst >= Severity::Error) {
-                return Err(format!("{layer}: {report}"));
+                return Err(format!("{}: {report}", layer.display()));
             }
         }
     }
@@ -287,7 +299,7 @@ fn power_loss_anywhere(seed: u64) -> Result<(), String> {
 fn power_loss(seed: u64, arm: impl Fn(&SimFs, &mut Rng)) -> Result<(), String> {
     let mut rng = Rng::new(seed);
     let depth = u128::from(rng.below(3));
-    let mut machine = Machine::new(&mut rng, depth, true);
+    let mut machine = Machine::new(&mut rng, form_of(seed), depth, true);
     if rng.one_in(4) {
         machine.fs.power().fill_memory_after(rng.below(60));
     }
@@ -329,30 +341,36 @@ pub fn first_failure(
 
 #[test]
 fn power_loss_at_a_flush_keeps_what_was_flushed() {
-    run_all(0..400, power_loss_at_a_flush);
+    run_all(0..800, power_loss_at_a_flush);
 }
 
 #[test]
 fn power_loss_anywhere_keeps_what_was_flushed() {
-    run_all(0..400, power_loss_anywhere);
+    run_all(0..800, power_loss_anywhere);
 }
 
 #[test]
 fn a_forgotten_flush_is_caught() {
-    let failure = first_failure(0..3000, |seed| {
-        power_loss(seed, |fs, rng| {
-            let flush = rng.below(20);
-            fs.power().swallow_flush(flush);
-            fs.power().die_after_operations(rng.below(400));
-        })
-    });
-    assert!(failure.is_some(), "no seed notices that a flush is missing: the simulation is blind");
+    for form in [Form::Vhd, Form::Vhdx] {
+        let failure = first_failure(0..6000, |seed| match form_of(seed) == form {
+            false => Ok(()),
+            true => power_loss(seed, |fs, rng| {
+                let flush = rng.below(20);
+                fs.power().swallow_flush(flush);
+                fs.power().die_after_operations(rng.below(400));
+            }),
+        });
+        assert!(
+            failure.is_some(),
+            "no seed notices that a flush of {form:?} is missing: the simulation is blind"
+        );
+    }
 }
 
 fn process_death(seed: u64, shadow: bool) -> Result<(), String> {
     let mut rng = Rng::new(seed);
     let depth = u128::from(rng.below(3));
-    let mut machine = Machine::new(&mut rng, depth, false);
+    let mut machine = Machine::new(&mut rng, form_of(seed), depth, false);
     if !shadow {
         machine.disk.close().map_err(|error| report(&error))?;
         machine.disk = Disk::open_on(shared(&machine.fs), &machine.top, DiskOptions::default()).unwrap();
@@ -381,38 +399,39 @@ fn process_death(seed: u64, shadow: bool) -> Result<(), String> {
 
 #[test]
 fn process_death_loses_nothing_acknowledged() {
-    run_all(0..400, |seed| process_death(seed, true));
+    run_all(0..800, |seed| process_death(seed, true));
 }
 
 #[test]
 fn process_death_without_a_shadow_folder_loses_nothing_acknowledged() {
-    run_all(0..250, |seed| process_death(seed, false));
+    run_all(0..500, |seed| process_death(seed, false));
 }
 
 #[test]
 fn a_new_file_is_whole_or_not_there() {
-    run_all(0..1500, creation);
+    run_all(0..3000, creation);
 }
 
 fn creation(seed: u64) -> Result<(), String> {
     let mut rng = Rng::new(seed);
-    let machine = Machine::new(&mut rng, 0, false);
+    let machine = Machine::new(&mut rng, form_of(seed), 0, false);
     let fs = &machine.fs;
     machine.disk.close().map_err(|error| report(&error))?;
     fs.power().die_after_operations(rng.below(30));
     let size = SECTORS * 512;
     let what = match rng.below(3) {
         0 => NewDisk::Fixed { size },
-        1 => NewDisk::Dynamic { size, block_size: BLOCK_SIZE },
-        _ => NewDisk::Differencing { parent: "/d/0.vhd".into(), block_size: BLOCK_SIZE },
+        1 => NewDisk::Dynamic { size, block_size: block_size(&machine.top) },
+        _ => NewDisk::Differencing { parent: machine.top.clone(), block_size: block_size(&machine.top) },
     };
-    let made = make(fs, "/d/new.vhd", &what, 77).is_ok();
+    let new = format!("/d/{}", machine.form.disk("new"));
+    let made = make(fs, &new, &what, 77).is_ok();
     let after = fs.power_cut(seed);
-    if made && !after.exists("/d/new.vhd") {
+    if made && !after.exists(&new) {
         return Err("the file was made and is gone".into());
     }
-    if after.exists("/d/new.vhd") {
-        let disk = Disk::open_on(shared(&after), Path::new("/d/new.vhd"), options());
+    if after.exists(&new) {
+        let disk = Disk::open_on(shared(&after), Path::new(&new), options());
         let disk = disk.map_err(|error| report(&error))?;
         let blank = Model::new();
         let model = if matches!(what, NewDisk::Differencing { .. }) { &machine.model } else { &blank };
@@ -423,7 +442,7 @@ fn creation(seed: u64) -> Result<(), String> {
 
 #[test]
 fn a_converted_file_is_whole_or_not_there() {
-    run_all(0..1000, conversion);
+    run_all(0..2000, conversion);
 }
 
 #[test]
@@ -443,14 +462,15 @@ fn conversion(seed: u64) -> Result<(), String> {
 fn convert_and_crash(seed: u64, arm: impl Fn(&SimFs, &mut Rng)) -> Result<(), String> {
     let mut rng = Rng::new(seed);
     let depth = u128::from(rng.below(3));
-    let machine = Machine::new(&mut rng, depth, false);
+    let machine = Machine::new(&mut rng, form_of(seed), depth, false);
     machine.disk.close().map_err(|error| report(&error))?;
     let fs = &machine.fs;
     arm(fs, &mut rng);
+    let other = if rng.one_in(2) { "/d/new.vhd" } else { "/d/new.vhdx" };
     let (to, target) = match rng.below(3) {
         0 => (ConvertTo::Raw, "/d/new.raw"),
-        1 => (ConvertTo::Fixed, "/d/new.vhd"),
-        _ => (ConvertTo::Dynamic { block_size: BLOCK_SIZE }, "/d/new.vhd"),
+        1 => (ConvertTo::Fixed, other),
+        _ => (ConvertTo::Dynamic { block_size: block_size(Path::new(other)) }, other),
     };
     let request = ConvertRequest {
         options: options(),
@@ -473,16 +493,18 @@ fn convert_and_crash(seed: u64, arm: impl Fn(&SimFs, &mut Rng)) -> Result<(), St
 
 #[test]
 fn a_child_of_a_disk_whose_process_died_keeps_all_of_it() {
-    run_all(0..300, |seed| {
+    run_all(0..600, |seed| {
         let mut rng = Rng::new(seed);
         let depth = u128::from(rng.below(3));
-        let mut machine = Machine::new(&mut rng, depth, true);
+        let mut machine = Machine::new(&mut rng, form_of(seed), depth, true);
         machine.run(&mut rng, 20);
         let killed = machine.fs.kill();
-        let what = NewDisk::Differencing { parent: machine.top.clone(), block_size: BLOCK_SIZE };
-        make(&killed, "/d/child.avhd", &what, 99).map_err(|error| report(&error))?;
+        let what =
+            NewDisk::Differencing { parent: machine.top.clone(), block_size: block_size(&machine.top) };
+        let child = format!("/d/{}", machine.form.layer("child"));
+        make(&killed, &child, &what, 99).map_err(|error| report(&error))?;
         let after = killed.power_cut(seed);
-        let child = Disk::open_on(shared(&after), Path::new("/d/child.avhd"), options());
+        let child = Disk::open_on(shared(&after), Path::new(&child), options());
         let child = child.map_err(|error| report(&error))?;
         check_found(&child, &machine.model, |versions| &versions[versions.len() - 1..])?;
         Ok(())

@@ -17,3 +17,4 @@ mod space;
 mod stress;
 mod support;
 mod switch;
+mod vhdx;

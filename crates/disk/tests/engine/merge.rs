@@ -1,7 +1,7 @@
 //! Merges on the host's files: many writers and readers meanwhile, other programs as judges, limits and refusals.
 
 use crate::support::{
-    BLOCK_SIZE, SECTOR, assert_same, child_of, dynamic, folder, have, make, open, read_all, report,
+    BLOCK_SIZE, Form, SECTOR, assert_same, child_of, dynamic, folder, have, make, open, read_all, report,
     seven_zip, stamp, with_shadow,
 };
 use backstay_disk::{
@@ -23,8 +23,8 @@ use std::{
 const SIZE: u64 = 24 << 20;
 
 /// A base of some kind and `layers` above it, each with content of its own.
-fn chain(folder: &Path, base: &NewDisk, layers: usize) -> Vec<PathBuf> {
-    let mut paths = vec![folder.join("base.vhd")];
+fn chain(folder: &Path, form: Form, base: &NewDisk, layers: usize) -> Vec<PathBuf> {
+    let mut paths = vec![folder.join(form.disk("base"))];
     make(&paths[0], base);
     let mut rng = Rng::new(7);
     for level in 0..=layers {
@@ -42,7 +42,7 @@ fn chain(folder: &Path, base: &NewDisk, layers: usize) -> Vec<PathBuf> {
         .unwrap();
         disk.close().unwrap();
         if level < layers {
-            let child = folder.join(format!("{level}.avhd"));
+            let child = folder.join(form.layer(&level.to_string()));
             child_of(&path, &child);
             paths.push(child);
         }
@@ -50,18 +50,22 @@ fn chain(folder: &Path, base: &NewDisk, layers: usize) -> Vec<PathBuf> {
     paths
 }
 
-fn bases() -> [NewDisk; 3] {
+fn bases() -> [(Form, NewDisk); 6] {
+    let dynamic = |block_size| NewDisk::Dynamic { size: SIZE, block_size };
     [
-        NewDisk::Fixed { size: SIZE },
-        NewDisk::Dynamic { size: SIZE, block_size: BLOCK_SIZE },
-        NewDisk::Dynamic { size: SIZE, block_size: 2 << 20 },
+        (Form::Vhd, NewDisk::Fixed { size: SIZE }),
+        (Form::Vhd, dynamic(BLOCK_SIZE)),
+        (Form::Vhd, dynamic(2 << 20)),
+        (Form::Vhdx, NewDisk::Fixed { size: SIZE }),
+        (Form::Vhdx, dynamic(1 << 20)),
+        (Form::Vhdx, dynamic(8 << 20)),
     ]
 }
 
 fn raw(path: &Path) -> Vec<u8> {
     let out = path.with_extension("raw-copy");
     let run = Command::new("qemu-img")
-        .args(["convert", "-f", "vpc", "-O", "raw"])
+        .args(["convert", "-f", if path.extension().unwrap() == "vhd" { "vpc" } else { "vhdx" }, "-O", "raw"])
         .arg(path)
         .arg(&out)
         .output()
@@ -78,9 +82,9 @@ fn a_merged_disk_is_right_for_other_programs() {
     if !have("qemu-img") || !have("7zz") {
         return;
     }
-    for base in bases() {
+    for (form, base) in bases() {
         let folder = folder();
-        let paths = chain(folder.path(), &base, 3);
+        let paths = chain(folder.path(), form, &base, 3);
         let before = read_all(&open(&paths[3], DiskOptions::read_only()));
         let middle = read_all(&open(&paths[2], DiskOptions::read_only()));
         let merge = |upper: &Path, children: &[PathBuf]| {
@@ -100,8 +104,12 @@ fn a_merged_disk_is_right_for_other_programs() {
         merge(&paths[1], &paths[3..]);
         assert_same(&raw(&paths[0]), &middle, "qemu-img, a base that took a layer");
         assert_same(&seven_zip(&paths[3]), &before, "7-Zip, the last child");
-        let info = Command::new("7zz").args(["l", "-tVHD", "-slt"]).arg(&paths[3]).output().unwrap();
-        assert!(String::from_utf8_lossy(&info.stdout).contains("base.vhd"), "7-Zip names the new parent");
+        let kind = if form == Form::Vhd { "-tVHD" } else { "-tVHDX" };
+        let info = Command::new("7zz").args(["l", kind, "-slt"]).arg(&paths[3]).output().unwrap();
+        assert!(
+            String::from_utf8_lossy(&info.stdout).contains(&form.disk("base")),
+            "7-Zip names the new parent"
+        );
         merge(&paths[3], &[]);
         assert_same(&raw(&paths[0]), &before, "qemu-img, all in one");
         assert_same(&seven_zip(&paths[0]), &before, "7-Zip, all in one");
@@ -150,9 +158,9 @@ fn write_and_look(disk: &Disk, before: &[u8], stop: &AtomicBool, (seed, writer):
 }
 
 /// Writers own every n-th sector each, readers look for what they know; layers are merged below them and at the top.
-fn hammer(base: &NewDisk, upper: usize, seed: u64) {
+fn hammer(form: Form, base: &NewDisk, upper: usize, seed: u64) {
     let folder = folder();
-    let paths = chain(folder.path(), base, 3);
+    let paths = chain(folder.path(), form, base, 3);
     let disk = open(&paths[3], with_shadow(folder.path()));
     let before = read_all(&disk);
     let stop = AtomicBool::new(false);
@@ -208,9 +216,9 @@ fn hammer(base: &NewDisk, upper: usize, seed: u64) {
 
 #[test]
 fn many_writers_and_readers_notice_nothing() {
-    for (seed, base) in (0..).zip(bases()) {
+    for (seed, (form, base)) in (0..).zip(bases()) {
         for upper in [1, 2, 3] {
-            hammer(&base, upper, seed * 10 + upper as u64);
+            hammer(form, &base, upper, seed * 10 + upper as u64);
         }
     }
 }

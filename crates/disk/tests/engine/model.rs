@@ -1,6 +1,8 @@
 //! A disk against a vector of bytes, through random histories.
 
-use crate::support::{BLOCK_SIZE, assert_same, child_of, dynamic, folder, make, open, read_all, with_shadow};
+use crate::support::{
+    BLOCK_SIZE, Form, assert_same, child_of, dynamic, folder, make, open, read_all, with_shadow,
+};
 use backstay_disk::{Backend, Disk, DiskOptions, Identity, NewDisk, ZeroMode, switch_all, switch_back_all};
 use proptest::prelude::*;
 use std::{path::PathBuf, sync::Arc};
@@ -78,8 +80,13 @@ fn start() -> impl Strategy<Value = Start> {
     ]
 }
 
+fn form() -> impl Strategy<Value = Form> {
+    prop_oneof![Just(Form::Vhd), Just(Form::Vhdx)]
+}
+
 struct World {
     folder: tempfile::TempDir,
+    form: Form,
     top: PathBuf,
     disk: Arc<Disk>,
     model: Vec<u8>,
@@ -89,13 +96,13 @@ struct World {
 }
 
 impl World {
-    fn new(start: Start) -> Self {
+    fn new(start: Start, form: Form) -> Self {
         let folder = folder();
         let size = SECTORS * 512;
         let mut model = vec![0; usize::try_from(size).unwrap()];
-        let mut top = folder.path().join("base.vhd");
+        let mut top = folder.path().join(form.disk("base"));
         match start {
-            Start::Dynamic | Start::Differencing(_) => _ = dynamic(folder.path(), "base.vhd", size),
+            Start::Dynamic | Start::Differencing(_) => _ = dynamic(folder.path(), &form.disk("base"), size),
             Start::Fixed => make(&top, &NewDisk::Fixed { size }),
             Start::Raw => {
                 top = folder.path().join("base.raw");
@@ -114,13 +121,13 @@ impl World {
                     model[at..at + bytes.len()].copy_from_slice(&bytes);
                 }
                 disk.close().unwrap();
-                let child = folder.path().join(format!("level{level}.avhd"));
+                let child = folder.path().join(form.layer(&format!("level{level}")));
                 child_of(&top, &child);
                 top = child;
             }
         }
         let disk = open(&top, with_shadow(folder.path()));
-        Self { folder, top, disk, model, switched: 0, files: 0 }
+        Self { folder, form, top, disk, model, switched: 0, files: 0 }
     }
 
     fn reopen(&mut self, shadow: bool) {
@@ -186,7 +193,7 @@ impl World {
     }
 
     fn switch(&mut self) {
-        let path = self.folder.path().join(format!("switch{}.avhd", self.files));
+        let path = self.folder.path().join(self.form.layer(&format!("switch{}", self.files)));
         self.files += 1;
         let prepared = self.disk.prepare_child(&path, Identity::fresh());
         if self.top.extension().is_some_and(|extension| extension == "raw") {
@@ -238,10 +245,14 @@ impl World {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 120, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 200, failure_persistence: None, ..ProptestConfig::default() })]
     #[test]
-    fn any_history_reads_like_a_vector(start in start(), steps in prop::collection::vec(step(), 1..40)) {
-        let mut world = World::new(start);
+    fn any_history_reads_like_a_vector(
+        start in start(),
+        form in form(),
+        steps in prop::collection::vec(step(), 1..40),
+    ) {
+        let mut world = World::new(start, form);
         world.check("at start");
         for step in &steps {
             world.apply(step);

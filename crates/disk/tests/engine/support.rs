@@ -10,6 +10,31 @@ use std::{
 pub const SECTOR: u64 = 512;
 pub const BLOCK_SIZE: u32 = 512 << 10;
 
+/// Both formats of disks that grow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Form {
+    Vhd,
+    Vhdx,
+}
+
+impl Form {
+    /// A name of a first disk.
+    pub fn disk(self, name: &str) -> String {
+        format!("{name}.{}", if self == Self::Vhd { "vhd" } else { "vhdx" })
+    }
+
+    /// A name of a layer.
+    pub fn layer(self, name: &str) -> String {
+        format!("{name}.{}", if self == Self::Vhd { "avhd" } else { "avhdx" })
+    }
+}
+
+/// The smallest blocks of the format that a name stands for, so that small disks have several.
+pub fn block_size(path: &Path) -> u32 {
+    let vhdx = path.extension().is_some_and(|extension| extension == "vhdx" || extension == "avhdx");
+    if vhdx { 1 << 20 } else { BLOCK_SIZE }
+}
+
 /// A folder for disks. In memory where possible: these tests sync a lot.
 pub fn folder() -> tempfile::TempDir {
     let memory = Path::new("/dev/shm");
@@ -23,12 +48,12 @@ pub fn with_shadow(folder: &Path) -> DiskOptions {
 
 pub fn dynamic(folder: &Path, name: &str, size: u64) -> PathBuf {
     let path = folder.join(name);
-    make(&path, &NewDisk::Dynamic { size, block_size: BLOCK_SIZE });
+    make(&path, &NewDisk::Dynamic { size, block_size: block_size(&path) });
     path
 }
 
 pub fn child_of(parent: &Path, path: &Path) {
-    make(path, &NewDisk::Differencing { parent: parent.to_owned(), block_size: BLOCK_SIZE });
+    make(path, &NewDisk::Differencing { parent: parent.to_owned(), block_size: block_size(path) });
 }
 
 pub fn make(path: &Path, what: &NewDisk) {
@@ -94,7 +119,8 @@ pub fn other_process(test: &str) -> Command {
 pub fn seven_zip(path: &Path) -> Vec<u8> {
     let out = folder();
     let mut command = Command::new("7zz");
-    command.args(["x", "-tVHD", "-y"]).arg(format!("-o{}", out.path().display())).arg(path);
+    let kind = if block_size(path) == BLOCK_SIZE { "-tVHD" } else { "-tVHDX" };
+    command.args(["x", kind, "-y"]).arg(format!("-o{}", out.path().display())).arg(path);
     let run = command.output().unwrap();
     assert!(run.status.success(), "7zz {}: {}", path.display(), String::from_utf8_lossy(&run.stdout));
     let only = std::fs::read_dir(out.path()).unwrap().next().unwrap().unwrap().path();

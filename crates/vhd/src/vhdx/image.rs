@@ -310,7 +310,15 @@ impl Image {
         for slot in shadow.load().map_err(OpenError::Shadow)? {
             let entry = self.table.get(slot.block);
             let blank = slot.bits.iter().all(|byte| *byte == 0);
-            if entry.state != State::Partial || entry.mib != slot.bat_sector || blank {
+            if entry.state != State::Partial || entry.mib != slot.bat_sector {
+                // The block was given away, or the slot is another file's. It may get the same place again, and would find
+                // these bits there.
+                if self.session.is_some() {
+                    shadow.forget(slot.block).map_err(OpenError::Shadow)?;
+                }
+                continue;
+            }
+            if blank {
                 continue;
             }
             let bits = self.bits(diff, slot.block).map_err(|error| match error {

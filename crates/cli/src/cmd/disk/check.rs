@@ -1,13 +1,14 @@
 //! `disk check`
 
-use super::files::{FormatArgs, OneFile};
+use super::files::{FormatArgs, OneFile, options};
 use super::in_use;
 use crate::context::{Context, absolute};
 use crate::exit::Fail;
 use crate::output::{self, Column, Format};
 use backstay_api::{DiskCheck, DiskFinding};
-use backstay_disk::{Disk, DiskFormat, OpenError};
-use backstay_vhd::check::{Finding, Report, Severity, check};
+use backstay_disk::fs::HostFs;
+use backstay_disk::{Disk, DiskFormat, DiskOptions, OpenError, Report, check_file};
+use backstay_vhd::check::{Finding, Severity};
 use backstay_vhd::{Storage, repair};
 use clap::{Args, ValueHint};
 use std::path::PathBuf;
@@ -19,14 +20,14 @@ use std::path::PathBuf;
                   nothing, or notes only; 5: errors, the disk is refused or reads wrong data; 7: warnings, the disk \
                   works but should be repaired. A file that a running machine writes to is checked by \
                   the daemon; repairing it needs the machine off.",
-    after_long_help = "Examples:\n  backstay disk check web.vhd\n  backstay disk check web.vhd --repair --dry-run\n  \
-                       backstay disk check web.vhd --repair"
+    after_long_help = "Examples:\n  backstay disk check web.vhdx\n  backstay disk check web.vhdx --repair --dry-run\n  \
+                       backstay disk check web.vhdx --repair"
 )]
 pub struct CheckArgs {
     /// The file
     #[arg(value_hint = ValueHint::FilePath)]
     path: PathBuf,
-    /// Repair what can be repaired without losing anything
+    /// Repair what can be repaired without losing anything; in a VHDX, bring its places up to date with its log
     #[arg(long)]
     repair: bool,
     /// With --repair: print what would be written, and do nothing
@@ -67,7 +68,8 @@ pub fn run(context: &Context, args: &CheckArgs) -> anyhow::Result<()> {
 
 /// Checks a file that nobody writes to. None: there is nothing to tell about it.
 fn here(context: &Context, args: &CheckArgs) -> anyhow::Result<Option<DiskCheck>> {
-    if args.format.of(&args.path)? == DiskFormat::Raw {
+    let format = args.format.of(&args.path)?;
+    if format == DiskFormat::Raw {
         OneFile::open(&args.path, false)?;
         context.note("a raw disk has no structure that could be damaged");
         return Ok(None);
@@ -76,25 +78,12 @@ fn here(context: &Context, args: &CheckArgs) -> anyhow::Result<Option<DiskCheck>
         let cure = "repair a copy and put that in its place while the machine is off";
         in_use::refuse_frozen(context, &args.path, cure)?;
     }
-    let file = OneFile::open(&args.path, args.repair && !args.dry_run)?;
-    let storage: &dyn Storage = file.file.as_ref();
-    let options = file.vhd_options();
-    if args.repair {
-        let planned = repair::plan(storage, &options);
-        let plan = planned.map_err(|source| OpenError::Format { path: args.path.clone(), source })?;
-        if args.dry_run {
-            output::print(&plan.to_string())?;
-            return Ok(None);
-        }
-        plan.execute(storage)?;
-        if !plan.steps.is_empty() {
-            context.note(format!("{} was repaired", args.path.display()));
-        }
+    if args.repair && mend(context, args, format)? {
+        return Ok(None);
     }
-    let mut report = check(storage, &options);
-    let differs = report.info.as_ref().is_some_and(|info| info.parent.is_some());
-    drop(file);
-    if differs && report.is_usable() {
+    let looking = DiskOptions { format: Some(format), ..args.format.read_only() };
+    let mut report = check_file(&HostFs::shared(), &args.path, &looking)?;
+    if report.has_parent && report.is_usable() {
         check_chain(args, &mut report)?;
     }
     Ok(Some(DiskCheck {
@@ -104,6 +93,45 @@ fn here(context: &Context, args: &CheckArgs) -> anyhow::Result<Option<DiskCheck>
         unused_bytes: report.unused_bytes,
         findings: report.findings.iter().map(row).collect(),
     }))
+}
+
+/// Repairs, or says what would be done: then true.
+fn mend(context: &Context, args: &CheckArgs, format: DiskFormat) -> anyhow::Result<bool> {
+    let file = OneFile::open(&args.path, !args.dry_run)?;
+    let mended = match format {
+        DiskFormat::Vhdx => {
+            let pending = file.pending_log()?;
+            drop(file);
+            if args.dry_run {
+                let plan = match &pending {
+                    Some(_) => "write the changes in the log into their places, and empty the log",
+                    None => "nothing to repair",
+                };
+                output::print(&format!("{plan}\n"))?;
+                return Ok(true);
+            }
+            if pending.is_some() {
+                // Opening it for writing does that, and closing leaves no log.
+                Disk::open(&args.path, DiskOptions { format: Some(format), ..options(false) })?.close()?;
+            }
+            pending.is_some()
+        }
+        _ => {
+            let storage: &dyn Storage = file.file.as_ref();
+            let planned = repair::plan(storage, &file.vhd_options());
+            let plan = planned.map_err(|source| OpenError::Format { path: args.path.clone(), source })?;
+            if args.dry_run {
+                output::print(&plan.to_string())?;
+                return Ok(true);
+            }
+            plan.execute(storage)?;
+            !plan.steps.is_empty()
+        }
+    };
+    if mended {
+        context.note(format!("{} was repaired", args.path.display()));
+    }
+    Ok(false)
 }
 
 /// Whether the parents are there and the right ones.

@@ -1,6 +1,6 @@
 //! `disk convert`
 
-use super::create::{Kind, block_size};
+use super::create::{Kind, RAW_TYPE, block_size};
 use super::files::{FileFormat, FormatArgs, format_of};
 use super::interrupt::cancellable;
 use crate::context::Context;
@@ -9,7 +9,9 @@ use crate::output;
 use crate::progress::Progress;
 use anyhow::Context as _;
 use backstay_disk::fs::HostFs;
-use backstay_disk::{ConvertError, ConvertRequest, ConvertTo, Disk, DiskFormat, convert, plan_convert};
+use backstay_disk::{
+    ConvertError, ConvertRequest, ConvertTo, DEFAULT_BLOCK_SIZE, Disk, DiskFormat, convert, plan_convert,
+};
 use backstay_model::ByteSize;
 use clap::{Args, ValueHint};
 use std::path::PathBuf;
@@ -20,17 +22,17 @@ use std::time::Instant;
 #[command(
     long_about = "Copy a disk, with all its parents, into a new file of another form. The new file gets its name when it is \
                   whole and durable; Ctrl-C leaves nothing behind. A file that exists is never overwritten.",
-    after_long_help = "Examples:\n  backstay disk convert web.vhd web.raw\n  backstay disk convert debian.raw debian.vhd\n  \
-                       backstay disk convert web.avhd web-flat.vhd --type fixed"
+    after_long_help = "Examples:\n  backstay disk convert web.vhd web.vhdx\n  backstay disk convert debian.raw debian.vhdx\n  \
+                       backstay disk convert web.avhdx web-flat.vhdx --type fixed"
 )]
 pub struct ConvertArgs {
     /// The disk to copy; nobody may have it open for writing
     #[arg(value_hint = ValueHint::FilePath)]
     source: PathBuf,
-    /// The new file: .vhd, or .raw or .img
+    /// The new file: .vhdx, .vhd, or .raw or .img
     #[arg(value_hint = ValueHint::FilePath)]
     target: PathBuf,
-    /// How the new VHD takes space; dynamic unless given
+    /// How the new VHDX or VHD takes space; dynamic unless given
     #[arg(short, long = "type", value_enum)]
     kind: Option<Kind>,
     /// Format of the new file; by its name unless given
@@ -39,7 +41,7 @@ pub struct ConvertArgs {
     /// Format of the source; by its name unless given
     #[arg(long, value_enum)]
     source_format: Option<FileFormat>,
-    /// Unit in which a dynamic disk grows: a power of two, 512K to 64M [default: 2M]
+    /// Unit in which a dynamic disk grows: a power of two, in a VHDX 1M to 256M, in a VHD 512K to 64M [default: 2M; 32M in a VHDX]
     #[arg(long, value_name = "SIZE")]
     block_size: Option<ByteSize>,
     /// Print what would be done, and do nothing
@@ -47,24 +49,23 @@ pub struct ConvertArgs {
     dry_run: bool,
 }
 
-fn wanted(args: &ConvertArgs) -> anyhow::Result<ConvertTo> {
-    let format = format_of(args.format, &args.target)?;
+fn wanted(args: &ConvertArgs, format: DiskFormat) -> anyhow::Result<ConvertTo> {
     match (format, args.kind) {
         (DiskFormat::Raw, None) => Ok(ConvertTo::Raw),
-        (DiskFormat::Raw, Some(_)) => {
-            Err(Fail::usage("a raw file has no type: leave --type out, or name the new file .vhd"))
-        }
-        (DiskFormat::Vhd, Some(Kind::Fixed)) => Ok(ConvertTo::Fixed),
-        (DiskFormat::Vhd, _) => Ok(ConvertTo::Dynamic { block_size: block_size(args.block_size)? }),
+        (DiskFormat::Raw, Some(_)) => Err(Fail::usage(RAW_TYPE)),
+        (_, Some(Kind::Fixed)) => Ok(ConvertTo::Fixed),
+        (format, _) => Ok(ConvertTo::Dynamic { block_size: block_size(args.block_size, format)? }),
     }
 }
 
 /// Runs it.
 pub fn run(context: &Context, args: &ConvertArgs) -> anyhow::Result<()> {
-    let to = wanted(args)?;
+    let format = format_of(args.format, &args.target)?;
+    let to = wanted(args, format)?;
     let source = FormatArgs { format: args.source_format };
     let mut request = ConvertRequest::new(args.source.clone(), args.target.clone(), to);
     request.options = source.read_only();
+    request.format = Some(format);
     if args.dry_run {
         return plan(&request);
     }
@@ -105,11 +106,13 @@ fn plan(request: &ConvertRequest) -> anyhow::Result<()> {
     let disk = Disk::open(&request.source, request.options.clone())?;
     let files: Vec<String> = disk.chain().iter().map(|l| format!("  read {}\n", l.path.display())).collect();
     let plan = plan_convert(&HostFs::shared(), request)?;
+    let name = if request.format == Some(DiskFormat::Vhdx) { "VHDX" } else { "VHD" };
     let form = match request.to {
         ConvertTo::Raw => "raw file".to_owned(),
-        ConvertTo::Fixed => "fixed VHD".to_owned(),
+        ConvertTo::Fixed => format!("fixed {name}"),
+        ConvertTo::Dynamic { block_size: DEFAULT_BLOCK_SIZE } => format!("dynamic {name}"),
         ConvertTo::Dynamic { block_size } => {
-            format!("dynamic VHD with blocks of {}", output::size(u64::from(block_size)))
+            format!("dynamic {name} with blocks of {}", output::size(u64::from(block_size)))
         }
     };
     output::print(&format!("{target}, a {form}\n{}{plan}", files.concat()))

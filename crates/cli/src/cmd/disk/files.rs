@@ -2,7 +2,7 @@
 
 use backstay_disk::fs::{DiskFile, FileSystem, HostFs, LockKind, OpenMode};
 use backstay_disk::{DiskFormat, DiskOptions, OpenError};
-use backstay_vhd::{Image, OpenOptions, Storage};
+use backstay_vhd::{OpenOptions, Storage, vhdx};
 use clap::{Args, ValueEnum};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -11,7 +11,7 @@ use std::sync::Arc;
 /// The format of a file whose name does not tell it.
 #[derive(Clone, Copy, Debug, Args)]
 pub struct FormatArgs {
-    /// Format of the file; by its name unless given: .vhd and .avhd are VHD, .raw, .img and .iso are raw
+    /// Format of the file; by its name unless given: .vhd and .avhd are VHD, .vhdx and .avhdx VHDX, .raw, .img and .iso raw
     #[arg(long, value_enum)]
     pub format: Option<FileFormat>,
 }
@@ -19,8 +19,10 @@ pub struct FormatArgs {
 /// Formats of disk files.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum FileFormat {
-    /// VHD
+    /// VHD: every Windows since Virtual PC, at most 2040 GiB
     Vhd,
+    /// VHDX: Windows since 2012, at most 64 TiB, safe against power loss by itself
+    Vhdx,
     /// The bytes of the disk and nothing else
     Raw,
 }
@@ -29,6 +31,7 @@ impl From<FileFormat> for DiskFormat {
     fn from(format: FileFormat) -> Self {
         match format {
             FileFormat::Vhd => Self::Vhd,
+            FileFormat::Vhdx => Self::Vhdx,
             FileFormat::Raw => Self::Raw,
         }
     }
@@ -98,11 +101,14 @@ impl OneFile {
         OpenOptions { name, ..OpenOptions::default() }
     }
 
-    /// Its metadata as VHD.
-    pub fn image(&self) -> anyhow::Result<Image> {
+    /// Its log as VHDX: what an open for writing would replay, in words.
+    pub fn pending_log(&self) -> anyhow::Result<Option<String>> {
         let storage: Arc<dyn Storage> = Arc::clone(&self.file) as Arc<dyn Storage>;
-        let opened = Image::open(storage, &self.vhd_options());
-        opened.map_err(|source| OpenError::Format { path: self.path.clone(), source }.into())
+        let image = vhdx::Image::open(&storage, &vhdx::OpenOptions::default());
+        let image = image
+            .map_err(|source| OpenError::FormatVhdx { path: self.path.clone(), source: Box::new(source) })?;
+        let replayed = |warning: &&vhdx::Warning| matches!(warning, vhdx::Warning::LogReplayed { .. });
+        Ok(image.info().warnings.iter().find(replayed).map(ToString::to_string))
     }
 }
 

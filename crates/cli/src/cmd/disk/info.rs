@@ -5,20 +5,21 @@ use super::in_use;
 use crate::context::Context;
 use crate::output::{self, Column};
 use backstay_api::DiskFile;
-use backstay_disk::{Disk, DiskFormat, LayerInfo};
-use backstay_vhd::{ImageInfo, LocatorKind};
+use backstay_disk::fs::HostFs;
+use backstay_disk::{Disk, DiskFormat, DiskOptions, ImageInfo, LayerInfo, look_at};
+use backstay_vhd::{LocatorKind, vhdx};
 use clap::{Args, ValueHint};
 use jiff::Timestamp;
 use serde::Serialize;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 /// Arguments.
 #[derive(Debug, Args)]
 #[command(
     long_about = "What a disk says about itself. Without --chain only the named file is looked at, so it works when the \
                   parent is missing. Of a file that a running machine writes to, the daemon tells size and chain.",
-    after_long_help = "Examples:\n  backstay disk info web.vhd\n  backstay disk info web.avhd --chain\n  \
-                       backstay disk info web.vhd -o json | jq .size"
+    after_long_help = "Examples:\n  backstay disk info web.vhdx\n  backstay disk info web.avhdx --chain\n  \
+                       backstay disk info web.vhdx -o json | jq .size"
 )]
 pub struct InfoArgs {
     /// The file
@@ -43,6 +44,8 @@ struct FileInfo {
     space_taken: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
     vhd: Option<VhdInfo>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    vhdx: Option<VhdxInfo>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     warnings: Vec<String>,
 }
@@ -65,6 +68,32 @@ struct VhdInfo {
     parent: Option<ParentInfo>,
 }
 
+/// What only a VHDX has.
+#[derive(Debug, Serialize)]
+struct VhdxInfo {
+    disk_id: String,
+    data_write_guid: String,
+    file_write_guid: String,
+    creator: String,
+    logical_sector: u32,
+    physical_sector: u32,
+    block_size: u32,
+    blocks: u32,
+    blocks_allocated: u32,
+    parent: Option<VhdxParent>,
+}
+
+/// The parent locator of a differencing VHDX.
+#[derive(Debug, Serialize)]
+struct VhdxParent {
+    parent_linkage: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    parent_linkage2: Option<String>,
+    relative_path: Option<String>,
+    volume_path: Option<String>,
+    absolute_win32_path: Option<String>,
+}
+
 /// A differencing disk's reference to its parent.
 #[derive(Debug, Serialize)]
 struct ParentInfo {
@@ -74,21 +103,50 @@ struct ParentInfo {
     absolute_path: Option<String>,
 }
 
-fn describe(path: &Path, size: u64, image: Option<&ImageInfo>, allocated: u32) -> FileInfo {
-    let (file_size, space_taken) = lengths(path);
+fn describe(layer: &LayerInfo) -> FileInfo {
+    let (file_size, space_taken) = lengths(&layer.path);
+    let image = layer.image.as_ref();
     FileInfo {
-        path: path.into(),
-        format: if image.is_some() { "vhd" } else { "raw" },
-        kind: image.map_or_else(|| "raw".into(), |i| i.disk_type.to_string()),
-        size,
+        path: layer.path.clone(),
+        format: layer.format(),
+        kind: image.map_or_else(|| "raw".into(), |image| image.disk_type().to_string()),
+        size: layer.size,
         file_size,
         space_taken,
-        vhd: image.map(|image| describe_vhd(image, allocated)),
-        warnings: image.map(|i| i.warnings.iter().map(ToString::to_string).collect()).unwrap_or_default(),
+        vhd: image.and_then(|image| match image {
+            ImageInfo::Vhd(info) => Some(describe_vhd(info, layer.allocated_blocks)),
+            ImageInfo::Vhdx(_) => None,
+        }),
+        vhdx: image.and_then(|image| match image {
+            ImageInfo::Vhdx(info) => Some(describe_vhdx(info, layer.allocated_blocks)),
+            ImageInfo::Vhd(_) => None,
+        }),
+        warnings: image.map(ImageInfo::warnings).unwrap_or_default(),
     }
 }
 
-fn describe_vhd(image: &ImageInfo, allocated: u32) -> VhdInfo {
+fn describe_vhdx(image: &vhdx::ImageInfo, allocated: u32) -> VhdxInfo {
+    VhdxInfo {
+        disk_id: image.disk_id.to_string(),
+        data_write_guid: image.data_write_guid.to_string(),
+        file_write_guid: image.file_write_guid.to_string(),
+        creator: image.creator.clone(),
+        logical_sector: image.logical_sector,
+        physical_sector: image.physical_sector,
+        block_size: image.block_size,
+        blocks: image.blocks,
+        blocks_allocated: allocated,
+        parent: image.parent.as_ref().map(|parent| VhdxParent {
+            parent_linkage: parent.linkage.to_string(),
+            parent_linkage2: parent.linkage2.map(|id| id.to_string()),
+            relative_path: parent.relative.clone(),
+            volume_path: parent.volume.clone(),
+            absolute_win32_path: parent.absolute.clone(),
+        }),
+    }
+}
+
+fn describe_vhd(image: &backstay_vhd::ImageInfo, allocated: u32) -> VhdInfo {
     let geometry = image.geometry;
     VhdInfo {
         unique_id: image.unique_id.to_string(),
@@ -123,14 +181,17 @@ pub fn run(context: &Context, args: &InfoArgs) -> anyhow::Result<()> {
 }
 
 fn one(context: &Context, args: &InfoArgs) -> anyhow::Result<()> {
-    let file = OneFile::open(&args.path, false)?;
-    let info = match args.format.of(&args.path)? {
-        DiskFormat::Raw => describe(&args.path, file.file.len()?, None, 0),
-        DiskFormat::Vhd => {
-            let image = file.image()?;
-            describe(&args.path, image.info().size, Some(image.info()), image.allocated_blocks())
+    let layer = match args.format.of(&args.path)? {
+        DiskFormat::Raw => {
+            let size = OneFile::open(&args.path, false)?.file.len()?;
+            LayerInfo { path: args.path.clone(), image: None, identity: None, size, allocated_blocks: 0 }
+        }
+        format => {
+            let looking = DiskOptions { format: Some(format), ..DiskOptions::read_only() };
+            look_at(&HostFs::shared(), &args.path, &looking)?
         }
     };
+    let info = describe(&layer);
     output::one(context.format, &info, &facts(&info), |info| info.path.display().to_string())?;
     for warning in &info.warnings {
         context.warn(warning);
@@ -146,6 +207,7 @@ fn facts(info: &FileInfo) -> Vec<(&'static str, String)> {
         ("Size", format!("{} ({} bytes)", output::size(info.size), info.size)),
         ("File size", format!("{}, {} taken", output::size(info.file_size), output::size(info.space_taken))),
     ];
+    facts.extend(info.vhdx.iter().flat_map(vhdx_facts));
     let Some(vhd) = &info.vhd else { return facts };
     facts.extend([
         ("Unique id", vhd.unique_id.clone()),
@@ -171,21 +233,47 @@ fn facts(info: &FileInfo) -> Vec<(&'static str, String)> {
     facts
 }
 
+fn vhdx_facts(vhdx: &VhdxInfo) -> Vec<(&'static str, String)> {
+    let blocks = format!("{} of {} allocated", vhdx.blocks_allocated, vhdx.blocks);
+    let mut facts = vec![
+        ("Disk id", vhdx.disk_id.clone()),
+        ("Content id", vhdx.data_write_guid.clone()),
+        ("Creator", vhdx.creator.clone()),
+        ("Sectors", format!("{} bytes, physically {}", vhdx.logical_sector, vhdx.physical_sector)),
+        ("Blocks", format!("{blocks}, {} each", output::size(u64::from(vhdx.block_size)))),
+    ];
+    if let Some(parent) = &vhdx.parent {
+        facts.push(("Parent content id", parent.parent_linkage.clone()));
+        facts.extend(parent.parent_linkage2.iter().map(|id| ("or", id.clone())));
+        let paths = [
+            ("Relative path", &parent.relative_path),
+            ("Volume path", &parent.volume_path),
+            ("Absolute path", &parent.absolute_win32_path),
+        ];
+        facts.extend(paths.into_iter().filter_map(|(name, path)| Some((name, path.clone()?))));
+    }
+    facts
+}
+
 const COLUMNS: [Column<FileInfo>; 6] = [
     Column::new("FILE", |file| file.path.display().to_string()),
     Column::new("TYPE", |file| file.kind.clone()),
     Column::new("SIZE", |file| output::size(file.size)),
     Column::new("FILE SIZE", |file| output::size(file.file_size)),
     Column::wide("BLOCKS", |file| {
-        file.vhd.as_ref().map(|v| v.blocks_allocated.to_string()).unwrap_or_default()
+        let vhdx = file.vhdx.as_ref().map(|v| v.blocks_allocated);
+        let blocks = file.vhd.as_ref().map(|v| v.blocks_allocated).or(vhdx);
+        blocks.map(|blocks| blocks.to_string()).unwrap_or_default()
     }),
-    Column::wide("UNIQUE ID", |file| file.vhd.as_ref().map(|v| v.unique_id.clone()).unwrap_or_default()),
+    Column::wide("UNIQUE ID", |file| {
+        let vhdx = file.vhdx.as_ref().map(|v| v.data_write_guid.clone());
+        file.vhd.as_ref().map(|v| v.unique_id.clone()).or(vhdx).unwrap_or_default()
+    }),
 ];
 
 fn chain(context: &Context, args: &InfoArgs) -> anyhow::Result<()> {
     let disk = Disk::open(&args.path, args.format.read_only())?;
-    let layer = |l: &LayerInfo| describe(&l.path, l.size, l.image.as_ref(), l.allocated_blocks);
-    let files: Vec<FileInfo> = disk.chain().iter().map(layer).collect();
+    let files: Vec<FileInfo> = disk.chain().iter().map(describe).collect();
     output::list(context.format, &files, &COLUMNS, |file| file.path.display().to_string())?;
     for warning in disk.warnings() {
         context.warn(warning.to_string());

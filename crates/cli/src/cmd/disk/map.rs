@@ -6,7 +6,7 @@ use crate::context::{Context, absolute};
 use crate::output::{self, Column};
 use backstay_api::{DiskMapQuery, DiskRange as Range};
 use backstay_disk::fs::HostFs;
-use backstay_disk::{Disk, DiskFormat, DiskOptions, map_file};
+use backstay_disk::{Disk, DiskOptions, map_file};
 use backstay_vhd::map::{MapKind, MapRange};
 use clap::{Args, ValueHint};
 use std::path::PathBuf;
@@ -17,7 +17,7 @@ use std::path::PathBuf;
     long_about = "Where each range of a disk is stored: in which file of the chain and at which offset, or nowhere (it \
                   reads as zeros). `hole` has a place in a file but takes no space. Of a file that a running machine \
                   writes to, the daemon tells.",
-    after_long_help = "Examples:\n  backstay disk map web.vhd\n  backstay disk map web.avhd --layer -o csv"
+    after_long_help = "Examples:\n  backstay disk map web.vhdx\n  backstay disk map web.avhdx --layer -o csv"
 )]
 pub struct MapArgs {
     /// The file
@@ -79,8 +79,9 @@ fn here(args: &MapArgs) -> anyhow::Result<Vec<Range>> {
     };
     let mut layers = Vec::new();
     for (depth, path) in files.iter().enumerate() {
-        let format = if depth == 0 { top } else { DiskFormat::Vhd };
-        let options = DiskOptions { format: Some(format), ..args.format.read_only() };
+        // A chain is of one format, whatever its parents are called.
+        let format = if depth == 0 || top.is_image() { Some(top) } else { None };
+        let options = DiskOptions { format, ..args.format.read_only() };
         layers.push(Layer { path: path.clone(), ranges: map_file(&HostFs::shared(), path, &options)? });
     }
     let size = layers.first().and_then(|top| top.ranges.last()).map_or(0, |last| last.offset + last.len);
