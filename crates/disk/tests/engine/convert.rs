@@ -39,6 +39,12 @@ fn qemu_format(path: &Path) -> &'static str {
     }
 }
 
+/// Whether 7-Zip can judge: it takes a VHDX with an odd number of sectors for damaged.
+fn seven_zip_judges(path: &Path) -> bool {
+    let vhdx = path.extension().is_some_and(|extension| extension == "vhdx" || extension == "avhdx");
+    have("7zz") && (!vhdx || SIZE.is_multiple_of(1024))
+}
+
 /// Compares a file that is not part of a chain with the expected bytes, by QEMU and 7-Zip, and checks its structures.
 fn judged_by_others(target: &Path, model: &[u8], what: &str) {
     let raw = target.extension().is_some_and(|extension| extension == "raw");
@@ -54,7 +60,7 @@ fn judged_by_others(target: &Path, model: &[u8], what: &str) {
         assert_same(&std::fs::read(target).unwrap(), model, what);
         return;
     }
-    if have("7zz") {
+    if seven_zip_judges(target) {
         assert_same(&seven_zip(target), model, &format!("{what}: 7-Zip"));
     }
     let found = check_file(&HostFs::shared(), target, &DiskOptions::default()).unwrap();
@@ -86,7 +92,7 @@ fn every_form_becomes_every_other_and_back() {
     for source in sources.map(path) {
         let is_child = source.file_stem().is_some_and(|stem| stem == "child");
         let model = if is_child { &chain_model } else { &model };
-        if have("7zz") && source.extension().is_some_and(|extension| extension != "raw") {
+        if seven_zip_judges(&source) && source.extension().is_some_and(|extension| extension != "raw") {
             assert_same(&seven_zip(&source), model, "7-Zip, the source");
         }
         for (name, form) in [
