@@ -102,14 +102,6 @@ pub fn create_child(parent: &Path, child: &Path) -> Result<(), Failure> {
     create_disk(&fs::HostFs::shared(), child, &what, Identity::fresh()).map_err(create_failure)
 }
 
-/// Whether a differencing disk is there and holds nothing of its own; its parents are not looked at.
-#[must_use]
-pub fn is_empty(path: &Path) -> bool {
-    let looked = backstay_disk::look_at(&fs::HostFs::shared(), path, &look_options());
-    looked
-        .is_ok_and(|layer| layer.allocated_blocks == 0 && layer.image.is_some_and(|image| image.has_parent()))
-}
-
 /// The problem of a disk that cannot be opened.
 #[must_use]
 pub fn open_failure(error: OpenError) -> Failure {

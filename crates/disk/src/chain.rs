@@ -5,7 +5,7 @@ use crate::{
     fs::FileSystem,
     image::ImageInfo,
     layer::{Layer, LayerMode, format_of},
-    locator::refresh_parent_paths,
+    locator::{name_merged_parent, refresh_parent_paths},
     merge::Routing,
     options::{DiskFormat, DiskOptions},
     parent::{Found, open_parent},
@@ -135,7 +135,7 @@ impl Chain {
         let chain = Self::with_parents(fs, top, options)?;
         if !options.read_only {
             chain.settle_parents()?;
-            chain.refresh_locator(fs);
+            chain.refresh_locator(fs)?;
         }
         Ok(chain)
     }
@@ -154,11 +154,14 @@ impl Chain {
 
     /// A VHDX that was moved, or whose parent was, is told where it found it (MS-VHDX 2.2.4). What it could not be told it
     /// finds again the same way, so a failure is no reason not to use the disk.
-    fn refresh_locator(&self, fs: &Arc<dyn FileSystem>) {
-        let [child, parent, ..] = self.layers.as_slice() else { return };
+    fn refresh_locator(&self, fs: &Arc<dyn FileSystem>) -> Result<(), OpenError> {
+        let [child, parent, ..] = self.layers.as_slice() else { return Ok(()) };
+        name_merged_parent(child, parent)
+            .map_err(|error| OpenError::from_io(&child.path, "write to", error))?;
         if let Err(error) = refresh_parent_paths(fs, child, parent) {
             tracing::warn!(path = %child.path.display(), %error, "cannot store where the parent is now");
         }
+        Ok(())
     }
 
     /// Parents beside which a process that died left bits of writes.

@@ -3,9 +3,10 @@
 use crate::{
     create::{CreateError, failed},
     fs::{FileSystem, folder_of},
+    image::AnyImage,
     layer::Layer,
 };
-use backstay_vhd::{MetaError, VhdTime, create::ParentSpec, create::relative_text, vhdx::Locator};
+use backstay_vhd::{VhdTime, create::ParentSpec, create::relative_text, vhdx::Locator};
 use std::{
     io,
     path::{Component, Path, PathBuf},
@@ -47,22 +48,34 @@ pub(crate) fn refresh_parent_paths(
     child: &Layer,
     parent: &Layer,
 ) -> io::Result<()> {
-    let Some(image) = child.any_image().and_then(|image| image.vhdx()) else { return Ok(()) };
+    let Some(image) = child.any_image().and_then(AnyImage::vhdx) else { return Ok(()) };
     let Some(stored) = image.parent() else { return Ok(()) };
     let now = locator(fs, parent, &child.path).map_err(io::Error::other)?;
-    if stored.relative == now.relative {
-        return Ok(());
-    }
-    let leads_there = stored.relative.as_ref().is_some_and(|relative| {
-        let path = folder_of(&child.path).join(relative.replace('\\', "/"));
-        fs.canonicalize(&path).is_ok_and(|path| path == parent.path)
-    });
-    if leads_there {
+    if stored.relative == now.relative || leads_to(fs, child, &stored, parent) {
         return Ok(());
     }
     // The paths of another system are of no use to anybody once the file was moved.
     let fresh = Locator { relative: now.relative, absolute: now.absolute, volume: None, ..stored };
-    image.set_parent(fresh).map_err(|error: MetaError| error.into())
+    Ok(image.set_parent(fresh)?)
+}
+
+/// Names the parent by the id it has now, before anything is written to a child that was merged into it: see
+/// [`crate::parent`].
+pub(crate) fn name_merged_parent(child: &Layer, parent: &Layer) -> io::Result<()> {
+    let Some(image) = child.any_image().and_then(AnyImage::vhdx) else { return Ok(()) };
+    match (image.parent(), parent.identity()) {
+        (Some(stored), Some(linkage)) if !stored.accepts(linkage) => {
+            Ok(image.set_parent(Locator { linkage, linkage2: None, ..stored })?)
+        }
+        _ => Ok(()),
+    }
+}
+
+fn leads_to(fs: &Arc<dyn FileSystem>, child: &Layer, stored: &Locator, parent: &Layer) -> bool {
+    stored.relative.as_ref().is_some_and(|relative| {
+        let path = folder_of(&child.path).join(relative.replace('\\', "/"));
+        fs.canonicalize(&path).is_ok_and(|path| path == parent.path)
+    })
 }
 
 fn raw_parent(parent: &Layer) -> CreateError {

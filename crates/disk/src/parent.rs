@@ -54,7 +54,8 @@ pub(crate) fn open_parent(
         path_map: options.path_map.clone(),
     };
     let vhdx = layer.any_image().and_then(AnyImage::vhdx);
-    let gate = Gate { fs, options, chain, vhdx, opened: RefCell::default(), again: Cell::default() };
+    let (opened, again, stale) = <(RefCell<_>, Cell<_>, Cell<_>)>::default();
+    let gate = Gate { fs, options, chain, vhdx, stale, opened, again };
     let found = match vhdx.and_then(vhdx::Image::parent) {
         Some(locator) => vhdx::parent::find(&locator, &search, &gate),
         None => find(link, &search, &gate),
@@ -70,7 +71,8 @@ pub(crate) fn open_parent(
             {
                 return Err(OpenError::Mismatch { child: child.to_owned(), parent: parent.path, source });
             }
-            Ok(Found::Parent { layer: Box::new(parent), time_differs: found.time_differs })
+            let time_differs = found.time_differs || gate.stale.get();
+            Ok(Found::Parent { layer: Box::new(parent), time_differs })
         }
         (Ok(found), None) => Err(OpenError::NotFound { path: found.path }),
         (Err(source), _) => Err(OpenError::Parent { child: child.to_owned(), source: Box::new(source) }),
@@ -83,6 +85,8 @@ struct Gate<'a> {
     chain: &'a HashSet<FileId>,
     /// The child, if it is a VHDX: then its parent is one too.
     vhdx: Option<&'a vhdx::Image>,
+    /// The child was merged into the parent, which was written to since.
+    stale: Cell<bool>,
     /// The last disk that was identified, still open and locked.
     opened: RefCell<Option<Layer>>,
     again: Cell<Option<PathBuf>>,
@@ -113,11 +117,23 @@ impl ParentGate for Gate<'_> {
             && let Err(changed @ MismatchError::Changed { .. }) =
                 vhdx::parent::check(child.info(), parent.info())
         {
-            return Err(changed.into());
+            let Some(locator) = child.parent().filter(|_| was_merged(child)) else {
+                return Err(changed.into());
+            };
+            self.stale.set(true);
+            self.opened.replace(Some(layer));
+            return Ok(ParentIdentity { unique_id: locator.linkage, modified: None });
         }
         self.opened.replace(Some(layer));
         Ok(ParentIdentity { unique_id, modified: Some(VhdTime::from_unix(meta.modified)) })
     }
+}
+
+/// Whether a merge has emptied the disk: its parent took its place and may have been written to before that was noted
+/// everywhere. It holds nothing that could be wrong on another content.
+fn was_merged(child: &vhdx::Image) -> bool {
+    let announced = child.parent().and_then(|locator| locator.linkage2).is_some_and(|id| !id.is_nil());
+    announced && child.is_blank().unwrap_or(false)
 }
 
 /// An existing path whose names differ from those of `path` at most in case.

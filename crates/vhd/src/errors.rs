@@ -27,9 +27,7 @@ pub enum OpenError {
     )]
     NotVhd,
     /// A VHDX was given.
-    #[error(
-        "this is a VHDX, not a VHD, and VHDX is not supported; convert it with `qemu-img convert -f vhdx -O raw` and that to VHD with `backstay disk convert`"
-    )]
+    #[error("this is a VHDX, not a VHD: name it .vhdx (.avhdx for a checkpoint's), or say the format")]
     IsVhdx,
     /// Xen's tools stopped in the middle.
     #[error(

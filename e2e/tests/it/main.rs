@@ -31,6 +31,7 @@ mod tree;
 mod tree_random;
 mod unprivileged;
 mod upgrade;
+mod vhdx;
 
 /// The first disk, as the BIOS numbers them.
 const FIRST: u8 = 0x80;

@@ -42,7 +42,7 @@ pub(super) const ENTRIES: &[Entry] = &[
         "ERROR_VHD_FORMAT_UNKNOWN",
         "The format of the file is not recognized.",
         &["another format under the name .vhd or .vhdx"],
-        &["`backstay disk info PATH` tells what it is, `backstay disk convert` makes a VHD of it"],
+        &["`backstay disk info PATH` tells what it is, `backstay disk convert` makes a VHDX or VHD of it"],
     ),
     windows(
         "0xC03A0005",
@@ -194,7 +194,7 @@ pub(super) const ENTRIES: &[Entry] = &[
         "ERROR_VIRTDISK_PROVIDER_NOT_FOUND",
         "No support provider for this kind of virtual disk was found.",
         &["a .vhdx on Windows before 2012", "the file is no virtual disk at all"],
-        &["`backstay disk info PATH` tells what it is, `backstay disk convert` makes a VHD of it"],
+        &["`backstay disk info PATH` tells what it is, `backstay disk convert` makes a VHDX or VHD of it"],
     ),
     windows(
         "0xC03A0015",

@@ -3,7 +3,6 @@
 use super::App;
 use super::deleting::replace;
 use super::usage::{same_file, usage};
-use crate::disks;
 use crate::events::Happening;
 use crate::failure::Failure;
 use crate::inventory::{Machine, blocking, read_config};
@@ -85,11 +84,6 @@ async fn add_others(app: &App, machine: &Machine, mut layers: Layers) -> Result<
                         format!("no file of '{name}' is merged while {} is in use", file.display()),
                         failure,
                     ));
-                }
-                // Merged, and the file that took its place was written to since: a VHDX that is empty is no child of that
-                // any more.
-                Err(_) if layers.released().contains(&file) && disks::is_empty(&file) => {
-                    layers.add_chain(&[file]);
                 }
                 // Its chain is broken: it is no working child of anything.
                 Err(failure) => {

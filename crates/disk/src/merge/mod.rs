@@ -43,7 +43,7 @@ use crate::{
     options::{DiskFormat, DiskOptions},
     quiesce::Quiet,
 };
-use backstay_vhd::LayerFormat;
+use backstay_vhd::{LayerFormat, vhdx::Locator};
 use children::{is_empty_child, reparent_closed, reparent_in_chain};
 use control::Pace;
 use mover::Mover;
@@ -148,7 +148,7 @@ impl Disk {
                 Arc::new(upper.map_err(failed)?)
             }
         };
-        let lower = announce(&upper)
+        let lower = announce(&upper, &pair.lower)
             .and_then(|next| pair.lower.strengthen(&self.fs, &self.options, next).map_err(failed));
         let lower = lower.map(Arc::new).inspect_err(|_| {
             pair.give_back(None, (!pair.is_top).then_some(&upper));
@@ -430,14 +430,18 @@ impl Merging {
 }
 
 /// Tells a VHDX by which id its parent is known once the merge writes to it: at every instant, also after a crash, one of the
-/// two ids that the file names is the parent's (MS-VHDX 2.6.2.6.3). A merge that goes on uses the id that the first one announced.
-fn announce(upper: &Layer) -> Result<NextIdentity, MergeError> {
+/// two ids that the file names is the parent's (MS-VHDX 2.6.2.6.3). A merge that goes on uses the id that the first one
+/// announced; if the parent has that already, another one, so that who came to name the parent by it meanwhile loses it.
+fn announce(upper: &Layer, lower: &Layer) -> Result<NextIdentity, MergeError> {
     let Some(image) = upper.any_image().and_then(AnyImage::vhdx) else { return Ok(NextIdentity::Fresh) };
-    if let Some(announced) = image.parent().and_then(|locator| locator.linkage2).filter(|id| !id.is_nil()) {
-        return Ok(NextIdentity::Announced(announced));
-    }
-    let next = Uuid::new_v4();
-    image.announce_parent_change(next).map_err(|error| MergeError::Io {
+    let Some(locator) = image.parent() else { return Ok(NextIdentity::Fresh) };
+    let now = lower.identity().unwrap_or_default();
+    let next = match locator.linkage2.filter(|id| !id.is_nil()) {
+        Some(announced) if announced != now => return Ok(NextIdentity::Announced(announced)),
+        _ => Uuid::new_v4(),
+    };
+    let told = image.set_parent(Locator { linkage: now, linkage2: Some(next), ..locator });
+    told.map_err(|error| MergeError::Io {
         path: upper.path.clone(),
         action: "write to",
         source: error.into(),

@@ -294,4 +294,16 @@ fn zeros_are_merged_like_data() {
     // Until somebody writes to it again, the empty file is its child by either name.
     assert_same(&read_all(&open(&child, DiskOptions::read_only())), &model, "by the old name");
     assert!(vhdx_info(&child).parent.unwrap().linkage2.is_some());
+    // And where the power went before the new name was written down, and the disk had been written to by that.
+    write_and_close(&base, 0, 9);
+    let model = read_all(&open(&base, DiskOptions::read_only()));
+    let disk = open(&child, with_shadow(folder.path()));
+    assert_same(&read_all(&disk), &model, "by the old name, later");
+    assert!(disk.warnings()[0].to_string().contains("was changed or copied after"), "{:?}", disk.warnings());
+    disk.write(0, &stamp(0, 4096, 7)).unwrap();
+    disk.close().unwrap();
+    // It holds something of its own now, so it is a child like any other.
+    assert_same(&read_all(&open(&child, DiskOptions::read_only()))[..4096], &stamp(0, 4096, 7), "a child");
+    write_and_close(&base, 0, 8);
+    assert!(refusal(&child).contains("the parent was written to after the disk was made"));
 }
