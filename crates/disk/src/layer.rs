@@ -293,7 +293,9 @@ impl Layer {
     /// Closes a file that nothing is read from any more, without the work of making it tidy.
     pub(crate) fn retire(&self) -> io::Result<()> {
         match &self.body {
-            Body::Vhd(image) => Ok(image.retire()?),
+            Body::Image(AnyImage::Vhd(image)) => Ok(image.retire()?),
+            // Its log would have to be replayed by whoever opens it by its old name.
+            Body::Image(AnyImage::Vhdx(image)) => Ok(image.close()?),
             Body::Raw(_) => Ok(()),
         }
     }
