@@ -53,14 +53,19 @@ impl Grace {
         let old = self.turn.fetch_add(1, SeqCst) & 1;
         self.waiting.store(true, SeqCst);
         let mut guard = self.lock.lock().unwrap_or_else(PoisonError::into_inner);
-        while self.inside[old].load(SeqCst) != 0 && !give_up() {
+        // Looked at once: a request that had read the number of the counter may count itself after it was seen empty.
+        let empty = loop {
+            let empty = self.inside[old].load(SeqCst) == 0;
+            if empty || give_up() {
+                break empty;
+            }
             guard = match self.left.wait_timeout(guard, ASK) {
                 Ok((guard, _)) => guard,
                 Err(poisoned) => poisoned.into_inner().0,
             };
-        }
+        };
         self.waiting.store(false, SeqCst);
-        self.inside[old].load(SeqCst) == 0
+        empty
     }
 }
 
