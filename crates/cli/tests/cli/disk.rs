@@ -115,7 +115,9 @@ fn what_is_converted_reads_the_same_everywhere() {
     for (from, to, options) in [
         ("r.raw", "dynamic.vhd", &["--block-size", "512K"][..]),
         ("dynamic.vhd", "fixed.vhd", &["--type", "fixed"]),
-        ("fixed.vhd", "again.raw", &[]),
+        ("fixed.vhd", "dynamic.vhdx", &["--block-size", "1M"]),
+        ("dynamic.vhdx", "fixed.vhdx", &["--type", "fixed"]),
+        ("fixed.vhdx", "again.raw", &[]),
     ] {
         let output = disk(dir, &[&["convert", from, to], options].concat());
         assert_eq!(output.status.code(), Some(0), "{}", err(&output));
@@ -123,6 +125,11 @@ fn what_is_converted_reads_the_same_everywhere() {
     assert_eq!(std::fs::read(dir.join("again.raw")).unwrap(), content());
     for name in ["dynamic.vhd", "fixed.vhd"] {
         if let Some(output) = tool(dir, "qemu-img", &["compare", "-f", "raw", "-F", "vpc", "r.raw", name]) {
+            assert!(output.status.success(), "{name}: {}", out(&output));
+        }
+    }
+    for name in ["dynamic.vhdx", "fixed.vhdx"] {
+        if let Some(output) = tool(dir, "qemu-img", &["compare", "-f", "raw", "-F", "vhdx", "r.raw", name]) {
             assert!(output.status.success(), "{name}: {}", out(&output));
         }
     }
@@ -141,7 +148,7 @@ fn a_new_file_has_the_format_that_its_name_says_or_none() {
         (&["create", "a.qcow2", "--size", "1M"][..], "does not tell the format"),
         (&["create", "a", "--size", "1M"], "does not tell the format"),
         (&["convert", "r.raw", "a.vmdk"], "does not tell the format"),
-        (&["convert", "r.raw", "a.vhdx"], "VHDX is not supported"),
+        (&["create", "a.vhdy", "--size", "1M"], "does not tell the format"),
     ] {
         let output = disk(dir, args);
         assert!(matches!(output.status.code(), Some(2 | 5)), "{args:?}: {}", err(&output));

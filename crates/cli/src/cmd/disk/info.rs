@@ -181,9 +181,11 @@ pub fn run(context: &Context, args: &InfoArgs) -> anyhow::Result<()> {
 }
 
 fn one(context: &Context, args: &InfoArgs) -> anyhow::Result<()> {
+    // That it is not there says more than that its name tells nothing.
+    let file = OneFile::open(&args.path, false)?;
     let layer = match args.format.of(&args.path)? {
         DiskFormat::Raw => {
-            let size = OneFile::open(&args.path, false)?.file.len()?;
+            let size = file.file.len()?;
             LayerInfo { path: args.path.clone(), image: None, identity: None, size, allocated_blocks: 0 }
         }
         format => {

@@ -183,7 +183,7 @@ async fn a_file_that_another_machine_needs_stays_with_the_reason() {
     write(&fixture, 10, 1);
     create(&fixture, "one").await;
     let file = web(&fixture).checkpoints.find("one")[0].disks[0].file.clone();
-    let linked = fixture.path("linked.vhd");
+    let linked = fixture.path("linked.vhdx");
     crate::disks::create_child(&file, &linked).unwrap();
     fixture.machine_with("clone", Some(linked.clone())).await;
     write(&fixture, 10, 2);
@@ -221,7 +221,7 @@ async fn a_layer_that_a_user_brought_is_only_detached() {
     create(&fixture, "one").await;
     let machine = web(&fixture);
     let slot = machine.disks()[0].0;
-    let own = fixture.path("own.avhd");
+    let own = fixture.path("own.avhdx");
     crate::disks::create_child(&machine.checkpoints.find("one")[0].disks[0].file, &own).unwrap();
     let mut config = (*machine.config).clone();
     config.set_drive_path(slot, &own).unwrap();
@@ -253,7 +253,7 @@ async fn a_child_made_by_hand_keeps_its_parent() {
     write(&fixture, 10, 1);
     create(&fixture, "one").await;
     let base = web(&fixture).checkpoints.find("one")[0].disks[0].file.clone();
-    let by_hand = base.with_file_name("by-hand.vhd");
+    let by_hand = base.with_file_name("by-hand.vhdx");
     crate::disks::create_child(&base, &by_hand).unwrap();
     write(&fixture, 10, 2);
     let done = delete(&fixture, "one", false).await;
@@ -309,7 +309,7 @@ async fn a_template_stays_one_while_it_is_not_known_who_needs_it() {
     let template = |template| VmTemplate { template };
     let accepted = set_template(&fixture.app, "web", template(true), &call()).await.unwrap();
     assert_eq!(fixture.end(accepted).await.state, TaskState::Succeeded);
-    let linked = fixture.path("linked.vhd");
+    let linked = fixture.path("linked.vhdx");
     crate::disks::create_child(&disk, &linked).unwrap();
     let clone = fixture.machine_with("clone", Some(linked)).await;
     let refused = set_template(&fixture.app, "web", template(false), &call()).await.unwrap_err();
@@ -424,9 +424,9 @@ async fn an_export_is_refused_where_it_would_mix_with_something() {
 
     let task = fixture.end(export(fixture.path("out")).await.unwrap()).await;
     assert_eq!(task.state, TaskState::Succeeded, "{task:?}");
-    let disk = fixture.path("out").join("Virtual Hard Disks/web.vhd");
+    let disk = fixture.path("out").join("Virtual Hard Disks/web.vhdx");
     assert_eq!(read(&disk, 10), 1);
-    let raw = std::process::Command::new("7zz").args(["x", "-so", "-tvhd"]).arg(&disk).output().unwrap();
+    let raw = std::process::Command::new("7zz").args(["x", "-so", "-tvhdx"]).arg(&disk).output().unwrap();
     assert_eq!(raw.stdout[10 * 512], 1, "somebody else reads the same");
     let machine = web(&fixture);
     let config = fixture.path("out").join(format!("Virtual Machines/{}.xml", machine.id));

@@ -12,12 +12,12 @@ async fn a_missing_disk_is_missing_and_never_another_file_of_its_name() {
     let other = fixture.machine("data").await;
     let (san, unmounted) = (fixture.path("san"), fixture.path("unmounted"));
     std::fs::create_dir(&san).unwrap();
-    let disks = [san.join("data.vhd"), san.join("stale.vhd")];
+    let disks = [san.join("data.vhdx"), san.join("stale.vhdx")];
     for (name, disk) in ["ra", "rb"].iter().zip(&disks) {
         std::fs::copy(&other.disks()[0].1, disk).unwrap();
         fixture.machine_with(name, Some(disk.clone())).await;
     }
-    std::fs::copy(&other.disks()[0].1, other.layout.disks().join("stale.vhd")).unwrap();
+    std::fs::copy(&other.disks()[0].1, other.layout.disks().join("stale.vhdx")).unwrap();
     std::fs::rename(&san, &unmounted).unwrap();
 
     fixture.restart().await;

@@ -136,7 +136,7 @@ async fn a_registered_folder_that_is_not_mounted_may_need_any_disk() {
 async fn what_a_machine_writes_to_is_no_parent_of_anothers_disk() {
     let fixture = Fixture::new();
     let top = disk_of(&fixture.machine("template").await);
-    let child = fixture.path("child.vhd");
+    let child = fixture.path("child.vhdx");
     disks::create_child(&top, &child).unwrap();
     let request = || Fixture::request("copy", Some(child.clone()));
     let refused = create_vm(&fixture.app, request(), &call()).await.unwrap_err();
