@@ -117,7 +117,7 @@ fn it_is_saved_cut_off_and_merged_while_off() {
     host.ok(&["checkpoint", "delete", "m", "one", "--yes"]);
     host.wait_idle();
     assert!(layers(&host).is_empty(), "{:?}", layers(&host));
-    assert_eq!(tops(&host, "m"), [first.clone()]);
+    assert_eq!(tops(&host, "m"), std::slice::from_ref(&first));
     let mut guest = booted(&host, "m");
     guest.expect(FIRST, 0x100, 0x11);
     guest.expect(FIRST, 0x101, 0x22);
