@@ -173,7 +173,7 @@ pub struct CheckpointDelete {
     /// Also everything that hangs below it.
     #[serde(default)]
     pub subtree: bool,
-    /// Merge at most so many bytes per second; as fast as it goes unless given.
+    /// Merge at most so many bytes per second until all is merged; unless given, as fast as merges that are not finished.
     #[serde(default)]
     pub rate: Option<u64>,
 }

@@ -5,6 +5,7 @@ use crate::disks::{self, Chain};
 use crate::failure::Failure;
 use crate::stamp::Stamp;
 use backstay_api::ProblemCode;
+use backstay_disk::Kinship;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
@@ -21,7 +22,11 @@ struct Known {
 #[derive(Debug, Default)]
 pub struct Chains {
     known: Mutex<BTreeMap<PathBuf, Known>>,
+    kin: Mutex<BTreeMap<PathBuf, (Stamp, Option<Kinship>)>>,
 }
+
+/// Files whose ids are remembered.
+const MOST_KIN: usize = 1 << 16;
 
 impl Chains {
     fn table(&self) -> std::sync::MutexGuard<'_, BTreeMap<PathBuf, Known>> {
@@ -70,6 +75,30 @@ impl Chains {
                 Err(failure)
             }
         }
+    }
+
+    /// The ids of a disk and of its parent, whether or not it can be opened; none of a file that is no disk, or is gone.
+    ///
+    /// # Errors
+    /// `damaged`.
+    pub fn kinship(&self, file: &Path) -> Result<Option<Kinship>, Failure> {
+        let stamp = Stamp::of(file).ok();
+        let table = || self.kin.lock().unwrap_or_else(PoisonError::into_inner);
+        if let (Some(now), Some((then, kin))) = (&stamp, table().get(file))
+            && now == then
+        {
+            return Ok(kin.clone());
+        }
+        let begun = SystemTime::now();
+        let kin = disks::kinship(file)?;
+        if let Some(stamp) = stamp.filter(|stamp| stamp.is_older_than(begun)) {
+            let mut table = table();
+            if table.len() >= MOST_KIN {
+                table.clear();
+            }
+            table.insert(file.into(), (stamp, kin.clone()));
+        }
+        Ok(kin)
     }
 
     /// Forgets every chain but those of `tops`.

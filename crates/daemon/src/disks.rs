@@ -4,7 +4,7 @@ use crate::failure::Failure;
 use backstay_api::{DiskLayer, DiskType, ProblemCode};
 use backstay_disk::{
     ConvertError, ConvertRequest, ConvertTo, CreateError, DEFAULT_BLOCK_SIZE, Disk, DiskFormat, DiskOptions,
-    Identity, LayerInfo, MergeError, NewDisk, OpenError, Progress, convert, create_disk, fs,
+    Identity, Kinship, LayerInfo, MergeError, NewDisk, OpenError, Progress, convert, create_disk, fs,
 };
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
@@ -63,6 +63,20 @@ fn layer(info: &LayerInfo) -> DiskLayer {
         virtual_size: info.size,
         file_size: std::fs::metadata(&info.path).map_or(0, |m| m.len()),
     }
+}
+
+/// Removes files without a name that processes which died left in a folder.
+pub fn remove_unfinished(folder: &Path) {
+    backstay_disk::remove_unfinished(&fs::HostFs::shared(), folder);
+}
+
+/// The ids of a disk and of its parent, without opening either; none of a file that is no disk with metadata.
+///
+/// # Errors
+/// `damaged`.
+pub fn kinship(path: &Path) -> Result<Option<Kinship>, Failure> {
+    backstay_disk::kinship(&fs::HostFs::shared(), path)
+        .map_err(|error| Failure::because(ProblemCode::Damaged, "a disk cannot be used", error))
 }
 
 /// Whether a disk reads as the file of its chain that `is_it` knows: all files above that one are empty.

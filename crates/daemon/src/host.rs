@@ -1,19 +1,22 @@
 //! What this host is and can do.
 
 use crate::config::{QemuConfig, SandboxMode};
+use crate::durable;
 use crate::failure::Failure;
 use crate::inventory::blocking;
 use crate::qemu_user::{QemuUser, sandbox};
 use backstay_api::{HostCapacity, HostInfo, ProblemCode};
-use backstay_model::{AccelPolicy, VirtualHardware};
+use backstay_model::{AccelPolicy, VirtualHardware, VmId};
 use backstay_qemu::accel::{self, Choice};
 use backstay_qemu::version::{self, Version};
 use backstay_worker::sandbox::SandboxOptions;
 use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
-use tokio::sync::OnceCell;
+use tokio::sync::{Notify, OnceCell};
 
 /// Facts that stay while the daemon runs are looked up once.
 #[derive(Debug)]
@@ -29,6 +32,9 @@ pub struct Host {
     boot_id: String,
     /// In the run folder: that machines were started with this boot.
     started_mark: PathBuf,
+    to_start: ToStart,
+    /// Told whenever a machine gave its memory back.
+    room: Notify,
 }
 
 /// What is known of how the host's storage is watched.
@@ -59,8 +65,10 @@ impl Host {
             accel: OnceCell::new(),
             watched: Mutex::default(),
             started: Timestamp::now(),
+            to_start: ToStart::read(run_dir.join("to-start.json"), &boot_id),
             boot_id,
             started_mark,
+            room: Notify::new(),
         })
     }
 
@@ -101,6 +109,37 @@ impl Host {
         if let Err(error) = std::fs::write(&self.started_mark, &self.boot_id) {
             tracing::warn!(%error, "that machines were started with the host cannot be written down");
         }
+        self.to_start.forget();
+    }
+
+    /// The machines that are still to be started with this boot; none before it was decided which.
+    #[must_use]
+    pub fn to_start(&self) -> Option<BTreeSet<VmId>> {
+        self.to_start.left()
+    }
+
+    /// Decides which machines are started with this boot.
+    pub fn set_to_start(&self, machines: BTreeSet<VmId>) {
+        self.to_start.set(&self.boot_id, machines);
+    }
+
+    /// A machine was started, could not be, or has been on and off since: it is none of those any more.
+    pub fn started(&self, vm: VmId) {
+        if let Some(mut left) = self.to_start.left()
+            && left.remove(&vm)
+        {
+            self.to_start.set(&self.boot_id, left);
+        }
+    }
+
+    /// A machine gave its memory back.
+    pub fn note_room(&self) {
+        self.room.notify_waiters();
+    }
+
+    /// Waits until one does.
+    pub async fn room(&self) {
+        self.room.notified().await;
     }
 
     /// Changes with every boot of the host.
@@ -249,6 +288,53 @@ impl Host {
     }
 }
 
+/// The machines that are still to be started with this boot, also for the next daemon: one that a user has turned off since is not
+/// started again.
+#[derive(Debug)]
+struct ToStart {
+    file: PathBuf,
+    left: Mutex<Option<BTreeSet<VmId>>>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct ToStartRecord {
+    boot: String,
+    left: BTreeSet<VmId>,
+}
+
+impl ToStart {
+    fn read(file: PathBuf, boot: &str) -> Self {
+        let text = std::fs::read(&file).ok();
+        let record = text.and_then(|text| serde_json::from_slice::<ToStartRecord>(&text).ok());
+        let left = record.filter(|record| record.boot == boot).map(|record| record.left);
+        Self { file, left: Mutex::new(left) }
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Option<BTreeSet<VmId>>> {
+        self.left.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    fn left(&self) -> Option<BTreeSet<VmId>> {
+        self.lock().clone()
+    }
+
+    fn set(&self, boot: &str, left: BTreeSet<VmId>) {
+        let mut now = self.lock();
+        let record = ToStartRecord { boot: boot.into(), left };
+        let written = serde_json::to_vec(&record).map_err(std::io::Error::other);
+        if let Err(error) = written.and_then(|text| durable::replace(&self.file, &text)) {
+            tracing::warn!(%error, "which machines are still to be started with the host cannot be written down");
+        }
+        *now = Some(record.left);
+    }
+
+    fn forget(&self) {
+        let mut now = self.lock();
+        let _ = durable::remove(&self.file);
+        *now = None;
+    }
+}
+
 /// The boot this is: the kernel's id, and a number of the run folder's, which goes with every boot and, in a container,
 /// with every start of it.
 fn boot_of(run_dir: &Path) -> String {
@@ -303,6 +389,21 @@ mod tests {
         assert_ne!(boot_of(b.path()), first);
         std::fs::write(a.path().join("booted"), "another boot").unwrap();
         assert_ne!(boot_of(a.path()), first);
+    }
+
+    #[test]
+    fn the_next_daemon_of_a_boot_goes_on_with_what_is_left_to_start() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("to-start.json");
+        let [a, b] = [1, 2].map(|n| VmId(uuid::Uuid::from_u128(n)));
+        let first = ToStart::read(file.clone(), "boot");
+        assert_eq!(first.left(), None, "nothing was decided yet");
+        first.set("boot", BTreeSet::from([a, b]));
+        first.set("boot", BTreeSet::from([b]));
+        assert_eq!(ToStart::read(file.clone(), "boot").left(), Some(BTreeSet::from([b])));
+        assert_eq!(ToStart::read(file.clone(), "another").left(), None);
+        first.forget();
+        assert_eq!(ToStart::read(file, "boot").left(), None);
     }
 
     #[test]

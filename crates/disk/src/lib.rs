@@ -34,6 +34,7 @@ pub mod fs;
 mod grace;
 mod image;
 mod inspect;
+mod kinship;
 mod layer;
 mod locator;
 mod merge;
@@ -54,6 +55,8 @@ mod walk;
 mod write;
 mod zero;
 
+pub use backstay_vhd::Kinship;
+
 pub use backend::{Backend, BlockStatus, ZeroMode};
 pub use chain::{ChainWarning, MAX_DEPTH};
 pub use convert::{ConvertError, ConvertReport, ConvertRequest, ConvertTo, Progress, convert, plan_convert};
@@ -62,6 +65,7 @@ pub use disk::{CloseError, Disk, LayerInfo};
 pub use error::OpenError;
 pub use image::ImageInfo;
 pub use inspect::{MapError, Report, check_file, look_at, map_file};
+pub use kinship::{KinshipError, kinship};
 pub use merge::{
     MergeControl, MergeError, MergePlan, MergeProgress, MergeStep, Merged, ReparentError, merge_offline,
     plan_merge, reparent,
@@ -73,3 +77,4 @@ pub use served::{DiskRange, FileRange};
 pub use settle::settle_parents;
 pub use stats::DiskStats;
 pub use switch::{Switch, SwitchError, Switched, switch_all, switch_back_all};
+pub use temp::remove_unfinished;

@@ -105,6 +105,11 @@ fn is_temporary(name: &str) -> bool {
     })
 }
 
+/// Removes new files that killed processes left unfinished, without their names, in a folder.
+pub fn remove_unfinished(fs: &Arc<dyn FileSystem>, folder: &Path) {
+    sweep(fs.as_ref(), folder);
+}
+
 /// Removes what killed processes left in a folder. Nothing depends on it, so a failure is none of the caller's business.
 fn sweep(fs: &dyn FileSystem, folder: &Path) {
     for name in fs.list(folder).unwrap_or_default() {

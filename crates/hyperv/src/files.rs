@@ -10,6 +10,8 @@ use std::path::PathBuf;
 const RELEASED: &str = "backstay/released";
 const DELETING: &str = "backstay/deleting";
 const MERGING: &str = "backstay/merging";
+const APPLYING: &str = "backstay/applying";
+const MERGE_RATE: &str = "backstay/merge_rate";
 /// Hyper-V's own word for it.
 const MERGE_PENDING: &str = "global_settings/disk_merge_pending";
 
@@ -67,6 +69,38 @@ impl VmConfig {
     pub fn set_deleting(&mut self, checkpoints: &BTreeSet<CheckpointId>) {
         let texts: Vec<_> = checkpoints.iter().map(ToString::to_string).collect();
         self.set_leaves(DELETING, "id", &texts);
+    }
+
+    /// The files that were written to before a checkpoint was applied whose memory has not been loaded yet: all that is left of the
+    /// former Now if it cannot be.
+    #[must_use]
+    pub fn applying(&self) -> BTreeSet<PathBuf> {
+        leaves(self.root.at(APPLYING)).map(PathBuf::from).collect()
+    }
+
+    /// Replaces that list.
+    ///
+    /// # Errors
+    /// A path that a configuration cannot hold; the configuration is unchanged.
+    pub fn set_applying(&mut self, files: &BTreeSet<PathBuf>) -> Result<(), ApplyError> {
+        let texts: Vec<String> =
+            files.iter().map(|file| path_text(file).map(str::to_owned)).collect::<Result<_, _>>()?;
+        self.set_leaves(APPLYING, "file", &texts);
+        Ok(())
+    }
+
+    /// How fast released files are merged at most, in bytes per second; none: as fast as it goes.
+    #[must_use]
+    pub fn merge_rate(&self) -> Option<u64> {
+        self.root.string(MERGE_RATE)?.parse().ok()
+    }
+
+    /// Sets that limit.
+    pub fn set_merge_rate(&mut self, bytes_per_second: Option<u64>) {
+        self.root.remove(MERGE_RATE);
+        if let Some(rate) = bytes_per_second {
+            self.root.set(MERGE_RATE, &Value::String(rate.to_string()));
+        }
     }
 
     /// The merge that was begun. Children of `upper` may be those of `lower` already.

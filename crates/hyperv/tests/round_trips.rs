@@ -217,14 +217,20 @@ proptest! {
         read.set_released(&released).unwrap();
         read.set_deleting(&deleting);
         read.set_merging(merging.as_ref()).unwrap();
+        read.set_applying(&released).unwrap();
+        read.set_merge_rate(Some(u64::MAX));
         let mut read = VmConfig::parse(&read.to_bytes()).unwrap();
         prop_assert_eq!((read.released(), read.deleting(), read.merging()), (released.clone(), deleting, merging));
+        prop_assert_eq!((read.applying(), read.merge_rate()), (released.clone(), Some(u64::MAX)));
         prop_assert!(read.kept_layers().is_empty());
         let flag = read.get("global_settings/disk_merge_pending").and_then(|leaf| leaf.value());
         prop_assert_eq!(flag == Some(Value::Bool(true)), !released.is_empty());
         read.set_released(&std::collections::BTreeSet::new()).unwrap();
         read.set_deleting(&std::collections::BTreeSet::new());
         read.set_merging(None).unwrap();
+        read.set_applying(&std::collections::BTreeSet::new()).unwrap();
+        read.set_merge_rate(None);
+        prop_assert!(read.applying().is_empty() && read.merge_rate().is_none());
         prop_assert!(read.released().is_empty() && read.deleting().is_empty() && read.merging().is_none());
 
         read.set_checkpoint_meta(None).unwrap();

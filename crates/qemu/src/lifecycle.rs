@@ -151,6 +151,12 @@ impl Lifecycle {
         self.wants_to_run && self.hold.is_none()
     }
 
+    /// Whether it stands still because a disk does not answer.
+    #[must_use]
+    pub fn is_stalled(&self) -> bool {
+        self.stalled
+    }
+
     /// Whether the guest executes, as far as QEMU has told.
     #[must_use]
     pub fn is_running(&self) -> bool {

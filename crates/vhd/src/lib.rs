@@ -17,6 +17,7 @@ pub mod format;
 pub mod fuzz;
 mod image;
 mod info;
+mod kinship;
 mod layer;
 mod locate;
 pub mod map;
@@ -43,6 +44,7 @@ pub use format::{
 };
 pub use image::{Image, ReadExtent, Source};
 pub use info::{ImageInfo, ParentLink, ParentLocator, Warning};
+pub use kinship::{Kinship, KinshipError, kinship};
 pub use layer::{Format, LayerFormat};
 pub use mark::mark_saved;
 pub use merge::FileSpan;

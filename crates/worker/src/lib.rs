@@ -34,8 +34,8 @@ mod start;
 mod worker;
 
 pub use checkpoint::descriptor::{
-    Descriptor, DescriptorError, FileFacts, FileStamp, Hardware, HostFacts, Reason, check_restorable,
-    read_descriptor,
+    Descriptor, DescriptorError, FileFacts, FileStamp, Hardware, HostFacts, Reason, check_memory_file,
+    check_restorable, read_descriptor,
 };
 pub use checkpoint::hardware;
 pub use checkpoint::stream::file_facts;

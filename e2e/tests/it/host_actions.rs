@@ -1,7 +1,7 @@
 //! Machines go down and come up with their host.
 
 use crate::FIRST;
-use backstay_e2e::{Host, Micro, wait_for};
+use backstay_e2e::{Host, HostOptions, Micro, wait_for};
 
 fn running(host: &Host, name: &str) -> Micro {
     host.ok(&["vm", "start", name]);
@@ -90,4 +90,49 @@ fn after_a_power_cut_what_ran_is_started_and_a_failure_stops_nobody_else() {
     });
     assert!(told.contains("it was to start with the host"), "{told}");
     assert_eq!(host.state_of("a-gone"), "off");
+}
+
+/// The first one has all the memory there is; the second one is there as soon as the first one is off.
+#[test]
+fn a_machine_without_room_starts_when_another_one_ends() {
+    let settings = "[limits]\nmemory = '800M'\nhost_memory = '64M'\n".into();
+    let mut host = Host::with(&HostOptions { settings, ..HostOptions::default() });
+    for (name, order) in [("first", "1"), ("second", "2")] {
+        host.create_micro(name, "ide:0:0", &["--host-start", "start", "--start-order", order]);
+        host.ok(&["vm", "set", name, "--memory", "512M"]);
+    }
+    host.reboot();
+    host.wait_state("first", "running");
+    let told = wait_for("the refusal to be told", || {
+        let history = host.ok(&["event", "list", "--vm", "second"]);
+        history.contains("vm.start-failed").then_some(history)
+    });
+    assert!(told.contains("when there is room"), "{told}");
+    assert_eq!(host.state_of("second"), "off");
+    host.ok(&["vm", "turn-off", "first"]);
+    host.wait_state("second", "running");
+    assert_eq!(host.state_of("first"), "off", "it had its turn");
+}
+
+/// The second one's delay keeps the sequence from its end.
+#[test]
+fn what_a_user_turned_off_is_not_started_again_by_the_next_daemon_of_a_long_sequence() {
+    let mut host = Host::start();
+    host.create_micro("a", "ide:0:0", &["--host-start", "start"]);
+    host.create_micro("b", "ide:0:0", &["--host-start", "start"]);
+    // Its start tells that the new daemon has been through the others.
+    host.create_micro("c", "ide:0:0", &["--host-start", "start", "--start-delay", "8s"]);
+    host.create_micro("z", "ide:0:0", &["--host-start", "start", "--start-delay", "1h"]);
+    host.reboot();
+    for name in ["a", "b"] {
+        host.wait_state(name, "running");
+    }
+    host.ok(&["vm", "turn-off", "a"]);
+    // One that was on by hand has been started, too.
+    host.ok(&["vm", "start", "z"]);
+    host.ok(&["vm", "turn-off", "z"]);
+    host.kill_daemon();
+    host.start_daemon();
+    host.wait_state("c", "running");
+    assert_eq!(["a", "b", "z"].map(|name| host.state_of(name)), ["off", "running", "off"]);
 }

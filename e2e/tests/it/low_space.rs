@@ -77,3 +77,25 @@ fn a_paused_machine_stays_paused_and_nothing_starts_on_a_full_volume() {
     assert!(refused.err.contains("make room") && refused.err.contains("[guard]"), "{}", refused.err);
     drop(host);
 }
+
+/// Its storage answers, so its memory is not lost with the host; afterwards it goes on, because nobody had paused it.
+#[test]
+fn a_guest_that_is_held_is_saved_with_the_host() {
+    let Some(small) = Small::mount("64m") else { return };
+    let mut host = Host::start();
+    create(&host, small.path());
+    let (mut guest, _) = Micro::booting(&host.console("m"));
+    guest.write(FIRST, 0x100, 0x31).unwrap();
+    assert_eq!(guest.count(), 1);
+    let filler = small.fill();
+    host.wait_state("m", "paused-critical");
+    let out = host.run(&["host", "stop-guests"]);
+    assert_eq!((out.code, host.state_of("m")), (0, "saved".into()), "{}", out.err);
+    fs::remove_file(filler).unwrap();
+    host.reboot();
+    host.wait_state("m", "running");
+    let mut guest = Micro::attach(&host.console("m")).unwrap();
+    assert_eq!(guest.count(), 2, "the same memory");
+    guest.expect(FIRST, 0x100, 0x31);
+    drop(host);
+}

@@ -261,6 +261,35 @@ fn whoever_dies_while_a_saved_machine_starts_memory_and_disk_belong_together() {
     }
 }
 
+/// A worker of the previous release that died after the save and before QEMU left the state of a guest that then went on.
+#[test]
+fn a_saved_state_whose_guest_goes_on_is_thrown_away() {
+    let host = Host::start();
+    host.create_micro("m", "ide:0:0", &[]);
+    host.ok(&["vm", "start", "m"]);
+    assert_eq!(Micro::booting(&host.console("m")).0.count(), 1);
+    host.ok(&["vm", "save", "m"]);
+    let (memory, descriptor) = state_files(&host, "m");
+    let state = [&memory, &descriptor].map(|file| fs::read(file).unwrap());
+    host.ok(&["vm", "discard-saved-state", "m", "--yes"]);
+    host.ok(&["vm", "start", "m"]);
+    let (mut guest, _) = Micro::booting(&host.console("m"));
+    guest.write(FIRST, 0x100, 0x47).unwrap();
+    fs::create_dir_all(memory.parent().unwrap()).unwrap();
+    for (file, bytes) in [&memory, &descriptor].into_iter().zip(state) {
+        fs::write(file, bytes).unwrap();
+    }
+    let (worker, qemu) = (host.pid("m", "worker_pid"), host.pid("m", "qemu_pid"));
+    kill(worker);
+    wait_for("the state to go", || (!memory.exists() && !descriptor.exists()).then_some(()));
+    host.wait_state("m", "running");
+    assert_eq!(host.pid("m", "qemu_pid"), qemu);
+    let history = host.ok(&["event", "list", "--vm", "m", "--type", "vm.saved-state-discarded"]);
+    assert!(history.contains("the guest went on"), "{history}");
+    host.ok(&["vm", "turn-off", "m"]);
+    assert_eq!(host.state_of("m"), "off", "nothing older than its disks is loaded");
+}
+
 #[test]
 fn a_save_that_is_cancelled_leaves_a_machine_that_runs_or_is_saved() {
     let host = Host::start();

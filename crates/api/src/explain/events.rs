@@ -45,7 +45,10 @@ pub(super) const ENTRIES: &[Entry] = &[
         "vm.saved-state-discarded",
         Info,
         "The saved memory of a machine was thrown away; it boots from its disks at the next start.",
-        ON_REQUEST,
+        &[
+            "a user asked for it",
+            "the guest went on after it was saved, because its worker had died: that memory is too old",
+        ],
         NOTHING,
     ),
     event(
@@ -89,7 +92,9 @@ pub(super) const ENTRIES: &[Entry] = &[
         Error,
         "A machine was to start by itself and could not.",
         &["a disk is missing or in use", "not enough memory or processors are free"],
-        &["read the reason, correct it, `backstay vm start NAME`"],
+        &[
+            "read the reason, correct it, `backstay vm start NAME`; where only room was missing it is tried again by itself",
+        ],
     ),
     event(
         "worker.respawned",
@@ -162,6 +167,16 @@ pub(super) const ENTRIES: &[Entry] = &[
         &["failed: read the reason; the machine goes on as before"],
     ),
     event("checkpoint.applied", Info, "A machine went back to a checkpoint.", ON_REQUEST, NOTHING),
+    event(
+        "checkpoint.memory-not-loaded",
+        Warning,
+        "A machine went back to a checkpoint, and Backstay ended before the checkpoint's memory was loaded: the machine is off.",
+        &["the daemon or the host was stopped in that moment"],
+        &[
+            "apply the checkpoint again, or start the machine from its disks",
+            "what it had written to before is kept in the files that the reason names; delete them when nobody needs them",
+        ],
+    ),
     event("checkpoint.renamed", Info, "A checkpoint has a new name.", ON_REQUEST, NOTHING),
     event("checkpoint.changed", Info, "The notes of a checkpoint were changed.", ON_REQUEST, NOTHING),
     event(
@@ -189,8 +204,10 @@ pub(super) const ENTRIES: &[Entry] = &[
         "disk.merge-failed",
         Warning,
         "A file of a disk could not be merged; the disk is whole and the file is left.",
-        &["no space is left", "the storage failed"],
-        &["read the reason and correct it: `backstay checkpoint merge VM` tries again"],
+        &["no space is left", "the storage failed", "it is not known which files are needed by something"],
+        &[
+            "read the reason and correct it: it is tried again by itself, and `backstay checkpoint merge VM` does so at once",
+        ],
     ),
     event(
         "daemon.started",

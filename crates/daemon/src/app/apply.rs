@@ -5,18 +5,20 @@
 //! configuration (the instant of the change), continue from memory, delete layers that nobody needs any more: last, because
 //! until the guest runs again they are all that is left of the former Now.
 
-use super::apply_checks::{Checked, check};
+use super::apply_checks::{Checked, Memory, check};
 use super::capacity::reserve;
 use super::checkpoint::{check_limit, decide};
 use super::checkpoint_run::{make_children, take};
 use super::cleanup::delete_files;
 use super::deleting::find_checkpoint;
+use super::former::{self, Fate};
 use super::merge::kick_quietly;
-use super::merge_files::{forget, is_own_layer, world};
+use super::merge_files::is_own_layer;
 use super::power::end_machine;
 use super::save::drop_state;
 use super::settle::settle_before;
 use super::start::{Beginning, launch};
+use super::world::world;
 use super::{Accepted, App, Call, Done, check_verb, vm_task};
 use crate::durable;
 use crate::events::Happening;
@@ -36,6 +38,10 @@ const REVERT: &str = "checkpoint.revert";
 /// Whether Now becomes a checkpoint first. Going to any checkpoint, people want to come back; a revert means to throw away.
 fn checkpoint_first(operation: &str, body: &CheckpointApply) -> bool {
     body.checkpoint_first.unwrap_or(operation == APPLY)
+}
+
+fn memory_of(body: &CheckpointApply) -> Memory {
+    if body.without_memory { Memory::Without } else { Memory::Loadable }
 }
 
 /// Goes back to the checkpoint that Now continues from.
@@ -106,7 +112,7 @@ async fn accept(
     let machine = &app.inventory.get(machine.id)?;
     check_verb(machine, VmVerb::ApplyCheckpoint)?;
     let target = target(machine, checkpoint)?;
-    let checked = check(app, machine, &target, body.without_memory).await?;
+    let checked = check(app, machine, &target, memory_of(&body)).await?;
     let first = checkpoint_first(operation, &body);
     if first {
         check_limit(app, machine)?;
@@ -170,7 +176,7 @@ async fn run(
     };
     let target = target(&machine, checkpoint)?;
     context.progress(2, "checking the checkpoint");
-    let checked = check(&app, &machine, &target, body.without_memory).await?;
+    let checked = check(&app, &machine, &target, memory_of(&body)).await?;
     let mut first = None;
     let operation = if wanted.is_some() { APPLY } else { REVERT };
     if checkpoint_first(operation, &body) {
@@ -251,7 +257,7 @@ async fn switch(
         config.set_drive_path(layer.slot, &layer.to).map_err(wrong)?;
     }
     config.set_now_parent(Some(target.id));
-    carry_records(&machine, &mut config, &former_tops).map_err(wrong)?;
+    carry_records(&machine, &mut config, &former_tops, checked.restore.is_some()).map_err(wrong)?;
     let saved = app.inventory.save(&machine, config).await?;
     let what = Happening {
         kind: "checkpoint.applied",
@@ -268,9 +274,12 @@ async fn switch(
         context.progress(99, "loading memory");
         let beginning = Beginning { paused: false, restore: Some(restore) };
         if let Err(failure) = launch(app, context, &saved, beginning).await {
-            keep(app, id, &former_tops).await?;
+            // It may still be on its way.
+            let off = !app.inventory.get(id)?.state.is_active();
+            former::end(app, id, if off { Fate::Keep } else { Fate::Wait }).await?;
             return Err(not_loaded(&saved, target, &former_tops, failure));
         }
+        former::end(app, id, Fate::Release).await?;
     }
     // Else nobody would hear why the space does not come back.
     if let Err(failure) = world(app, &app.inventory.get(id)?).await {
@@ -281,22 +290,22 @@ async fn switch(
 }
 
 /// The records about files belong to the machine, not to the checkpoint whose configuration is taken over. The files that
-/// Now wrote to before are released with the same write; they go when this task lets go of the machine.
+/// Now wrote to before are released with the same write, and go when this task lets go of the machine; where memory has to be
+/// loaded first they are only noted.
 fn carry_records(
     machine: &Machine,
     config: &mut VmConfig,
     former_tops: &[PathBuf],
+    with_memory: bool,
 ) -> Result<(), ApplyError> {
+    let own = || former_tops.iter().filter(|top| is_own_layer(machine, top)).cloned();
     let mut released = machine.config.released();
-    released.extend(former_tops.iter().filter(|top| is_own_layer(machine, top)).cloned());
+    released.extend(own().filter(|_| !with_memory));
     config.set_released(&released)?;
+    config.set_applying(&own().filter(|_| with_memory).collect())?;
+    config.set_merge_rate(machine.config.merge_rate());
     config.set_deleting(&machine.config.deleting());
     config.set_merging(machine.config.merging().as_ref())
-}
-
-/// The guest does not run: what Now wrote to before is all that is left of it, and stays.
-async fn keep(app: &Arc<App>, id: VmId, former_tops: &[PathBuf]) -> Result<(), Failure> {
-    forget(app, &app.inventory.get(id)?, former_tops).await.map(drop)
 }
 
 fn not_loaded(machine: &Machine, target: &Checkpoint, former_tops: &[PathBuf], failure: Failure) -> Failure {

@@ -1,7 +1,7 @@
 //! Everything that has to hold before a machine is torn down for a checkpoint.
 
 use super::App;
-use super::restorable::{Look, restorable};
+use super::restorable::{Look, restorable, whole};
 use super::usage::chain_of;
 use crate::disks;
 use crate::failure::Failure;
@@ -24,12 +24,23 @@ pub(super) struct Checked {
     pub(super) warnings: Vec<String>,
 }
 
+/// What is asked of a checkpoint's memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Memory {
+    /// Nothing: it stays where it is.
+    Without,
+    /// That it is whole: another host loads it.
+    Whole,
+    /// That it can be loaded here.
+    Loadable,
+}
+
 /// Checks a checkpoint's configuration, disks and memory. All that is wrong is told at once.
 pub(super) async fn check(
     app: &App,
     machine: &Machine,
     checkpoint: &Checkpoint,
-    without_memory: bool,
+    wanted: Memory,
 ) -> Result<Checked, Failure> {
     let config = configuration(app, machine, checkpoint).await?;
     let (spec, _) = config.spec();
@@ -59,8 +70,8 @@ pub(super) async fn check(
         }
     }
     let mut restore = None;
-    if checkpoint.has_memory && !without_memory {
-        match memory(app, machine, checkpoint, &spec).await {
+    if checkpoint.has_memory && wanted != Memory::Without {
+        match memory(app, machine, checkpoint, &spec, wanted).await {
             Ok(from) => restore = Some(from),
             Err(reasons) => blockers.extend(reasons),
         }
@@ -107,6 +118,7 @@ async fn memory(
     machine: &Machine,
     checkpoint: &Checkpoint,
     spec: &VmSpec,
+    wanted: Memory,
 ) -> Result<RestoreFrom, Vec<Blocker>> {
     const CURE: &str = "bring back disks and configuration only, with --without-memory";
     let from = RestoreFrom {
@@ -114,5 +126,9 @@ async fn memory(
         descriptor_file: machine.layout.checkpoint_descriptor(checkpoint.id),
         once: false,
     };
-    restorable(app, spec, &from, Look::Whole, CURE).await.map(|_| from)
+    let checked = match wanted {
+        Memory::Loadable => restorable(app, spec, &from, Look::Whole, CURE).await.map(drop),
+        Memory::Whole | Memory::Without => whole(&from, CURE).await,
+    };
+    checked.map(|()| from)
 }

@@ -1,8 +1,9 @@
 //! Which files of a machine may go. A file is only ever deleted when everything that could need it was looked at.
 
 use super::App;
-use super::merge_files::{is_own_layer, world};
-use super::usage::{Part, chain_of, same_file, usage};
+use super::merge_files::is_own_layer;
+use super::usage::{Part, chain_of, usage};
+use super::world::world;
 use crate::durable;
 use crate::failure::Failure;
 use crate::inventory::{Machine, blocking};
@@ -40,7 +41,6 @@ pub(super) async fn own_disks(app: &App, machine: &Machine) -> Result<Doomed, Fa
             others.unknown.join("; ")
         )));
     }
-    let needed = others.files();
     for (top, place) in machine.disk_places() {
         let files = match chain_of(app, &top).await {
             Ok(chain) => chain.files(),
@@ -55,7 +55,7 @@ pub(super) async fn own_disks(app: &App, machine: &Machine) -> Result<Doomed, Fa
                 break;
             }
             at_first_disk = !is_layer(&file);
-            if needed.contains(&same_file(&file)) {
+            if others.needs(&file) {
                 doomed.notes.push(format!("{} is kept: another virtual machine uses it", file.display()));
                 break;
             }

@@ -54,7 +54,10 @@ struct Cloning {
 /// # Errors
 /// `not-found`, `invalid`, `exists`, `precondition`, `in-use`, `damaged`, `no-space`, `cancelled`, `busy`.
 pub async fn clone_vm(app: &Arc<App>, vm: &str, body: VmClone, call: &Call) -> Result<Accepted, Failure> {
-    let machine = app.inventory.find(vm)?;
+    let source = app.inventory.find(vm)?.id;
+    // A merge has its files open.
+    let _way = app.tasks.make_way(&[Hold::Vm(source)]).await;
+    let machine = app.inventory.get(source)?;
     let id = VmId(Uuid::new_v4());
     let cloning = decide(app, &machine, &body, id).await?;
     let name = cloning.spec.name.to_string();
@@ -74,7 +77,6 @@ pub async fn clone_vm(app: &Arc<App>, vm: &str, body: VmClone, call: &Call) -> R
         yields: false,
     };
     let plan = describe(&cloning);
-    let source = machine.id;
     app.accept(call, plan, task, move |app, context| run(app, context, source, body, id)).await
 }
 

@@ -2,6 +2,7 @@
 //! lacks some.
 
 use super::cleanup::{Doomed, delete_files, own_disks, released_leaves};
+use super::merge::kick_all;
 use super::restorable::own_state;
 use super::settle::settle_before;
 use super::usage::{Part, usage};
@@ -162,5 +163,6 @@ async fn run(app: Arc<App>, context: TaskContext, id: VmId, query: VmDelete) -> 
         after: None,
     };
     app.events.vm(id, &name, what).await;
+    kick_all(&app);
     Ok(None)
 }

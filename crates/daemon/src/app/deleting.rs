@@ -4,8 +4,8 @@
 
 use super::apply::settle_step;
 use super::merge::{self, Rate};
-use super::merge_files::world;
 use super::settle::settle_before;
+use super::world::world;
 use super::{Accepted, App, Call, Done, vm_task};
 use crate::durable;
 use crate::events::Happening;
@@ -123,6 +123,9 @@ async fn run(
     released.extend(gone.iter().flat_map(|checkpoint| &checkpoint.disks).map(|disk| disk.file.clone()));
     config.set_released(&released).map_err(|error| Failure::invalid(error.to_string()))?;
     config.set_now_parent(machine.checkpoints.without(&ids).0.now_parent_id());
+    if query.rate.is_some() {
+        config.set_merge_rate(query.rate);
+    }
     // This is what deletes them.
     let machine = app.inventory.save(&machine, config).await?;
     for checkpoint in &gone {
@@ -143,7 +146,14 @@ async fn run(
         context.warn(format!("some files are left for later: {}", failure.full_message()));
     }
     let caller = crate::tasks::Caller { who: context.who(), idempotency: None };
-    let merge_task = match merge::kick(&app, id, &caller, Rate::Of(query.rate)).await {
+    let merge_task = match merge::kick(
+        &app,
+        id,
+        &caller,
+        query.rate.map_or(Rate::Same, |rate| Rate::Of(Some(rate))),
+    )
+    .await
+    {
         Ok(task) => task.map(|task| task.id),
         Err(failure) => {
             context.warn(failure.full_message());
@@ -165,12 +175,21 @@ pub(super) async fn finish_deleting(app: &Arc<App>, machine: &Machine) -> Result
     if deleting.is_empty() {
         return Ok(machine.clone());
     }
+    // One that could not be read before may be a child, too.
+    if let Some(problem) = machine.problems.iter().next() {
+        let words =
+            format!("deleted checkpoints of '{}' leave files while {problem}: repair that", machine.name());
+        return Err(Failure::precondition(words));
+    }
     let (layout, ids) = (machine.layout.clone(), deleting);
     let tree = Arc::clone(&machine.checkpoints);
     blocking(move || {
         for checkpoint in tree.all() {
             let file = layout.checkpoint_config(checkpoint.id);
-            let Ok(mut config) = read_config(&file) else { continue };
+            // It keeps its place in the tree only if it can be told of its new parent.
+            let mut config = read_config(&file).map_err(|reason| {
+                Failure::new(ProblemCode::Damaged, format!("{} cannot be used: {reason}", file.display()))
+            })?;
             let Some(mut meta) = config.checkpoint_meta() else { continue };
             if meta.parent.is_some_and(|parent| ids.contains(&parent)) {
                 meta.parent = checkpoint.parent;

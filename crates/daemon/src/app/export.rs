@@ -2,15 +2,17 @@
 //! chains, and the memory if it has one. The machine keeps its GUID and its name: registered on another host it is the same
 //! machine as it was at the checkpoint; on this host it can be registered once the original is gone.
 
-use super::apply_checks::{Checked, check};
+use super::apply_checks::{Checked, Memory, check};
 use super::deleting::find_checkpoint;
 use super::{Accepted, App, Call, Done, vm_task};
+use crate::disks;
 use crate::durable;
 use crate::events::Happening;
 use crate::failure::Failure;
 use crate::flatten::flatten;
 use crate::inventory::{Machine, blocking, set_home};
 use crate::layout::{Layout, extension_like, free_disk};
+use crate::store::TaskNote;
 use crate::tasks::{Hold, TaskContext};
 use backstay_api::{CheckpointExport, Plan, ProblemCode};
 use backstay_hyperv::VmConfig;
@@ -44,11 +46,14 @@ pub async fn export_checkpoint(
     body: CheckpointExport,
     call: &Call,
 ) -> Result<Accepted, Failure> {
-    let machine = app.inventory.find(vm)?;
+    let id = app.inventory.find(vm)?.id;
+    // A merge has its files open.
+    let _way = app.tasks.make_way(&[Hold::Files(id)]).await;
+    let machine = app.inventory.get(id)?;
     let target = find_checkpoint(&machine, checkpoint)?;
     let export = decide(app, &machine, &target, &body).await?;
     let plan = describe(&machine, &target, &export);
-    let (id, target) = (machine.id, target.id);
+    let target = target.id;
     let mut spec = vm_task("checkpoint.export", &machine);
     // The machine may do what it wants meanwhile, only the checkpoint's files must stay.
     spec.holds = vec![Hold::Files(id)];
@@ -71,8 +76,8 @@ async fn decide(
     }
     is_free(folder.clone()).await?;
     // Of its memory only that it is whole matters: it is loaded elsewhere.
-    let Checked { mut config, spec, restore, mut warnings } =
-        check(app, machine, target, body.without_memory).await?;
+    let memory = if body.without_memory { Memory::Without } else { Memory::Whole };
+    let Checked { mut config, spec, restore, mut warnings } = check(app, machine, target, memory).await?;
     let layout = Layout::new(&folder);
     let mut taken = BTreeSet::new();
     let mut disks = Vec::new();
@@ -98,6 +103,8 @@ async fn decide(
     config.set_released(&BTreeSet::new()).map_err(wrong)?;
     config.set_deleting(&BTreeSet::new());
     config.set_merging(None).map_err(wrong)?;
+    config.set_applying(&BTreeSet::new()).map_err(wrong)?;
+    config.set_merge_rate(None);
     set_home(&mut config, &folder);
     let saved = |extension| layout.vm_folder(machine.id).join(format!("{}.{extension}", machine.id));
     let memory = restore.map(|from| [(from.memory_file, saved("bin")), (from.descriptor_file, saved("vsv"))]);
@@ -154,6 +161,7 @@ async fn run(
     for warning in &export.warnings {
         context.warn(warning);
     }
+    context.note(&export.note(id)).await;
     let cancel = Arc::new(AtomicBool::new(false));
     let (work, telling, stop) = (export.clone(), context.clone(), Arc::clone(&cancel));
     let mut thread = tokio::task::spawn_blocking(move || write(&work, id, &telling, &stop));
@@ -167,7 +175,7 @@ async fn run(
         Err(Failure::because(ProblemCode::Internal, "the export ended by a fault of Backstay", fault))
     });
     if let Err(failure) = written {
-        clear(export, id).await;
+        clear(&export, id).await;
         return Err(failure);
     }
     let what = Happening {
@@ -233,19 +241,46 @@ fn copy(from: &Path, to: &Path) -> Result<(), Failure> {
         .map_err(|e| Failure::file("copying to", to, e))
 }
 
-/// Removes what a failed export has written; nothing else is in the folder.
-async fn clear(export: Export, id: VmId) {
-    let cleared = blocking(move || {
-        let layout = &export.layout;
-        let memory = export.memory.iter().flatten().map(|(_, to)| to);
-        let disks = export.disks.iter().map(|(_, _, to)| to);
-        for file in disks.chain(memory) {
-            let _ = durable::remove(file);
+impl Export {
+    /// What the next daemon needs to clear up.
+    fn note(&self, id: VmId) -> TaskNote {
+        let memory = self.memory.iter().flatten().map(|(_, to)| to.clone());
+        let disks = self.disks.iter().map(|(_, _, to)| to.clone());
+        let layout = &self.layout;
+        let folders = [layout.vm_folder(id), layout.machines(), layout.disks(), layout.root().to_path_buf()];
+        TaskNote::Export {
+            config: self.layout.vm_config(id),
+            files: disks.chain(memory).collect(),
+            folders: folders.into(),
         }
-        for folder in [&layout.vm_folder(id), &layout.machines(), &layout.disks(), layout.root()] {
-            durable::remove_empty_folder(folder);
+    }
+}
+
+/// Removes what a failed export has written; nothing else is in the folder.
+async fn clear(export: &Export, id: VmId) {
+    clear_up(Some(&export.note(id))).await;
+}
+
+/// Ends what a former daemon left of an export that it did not finish.
+pub(super) async fn clear_up(note: Option<&TaskNote>) {
+    let Some(TaskNote::Export { config, files, folders }) = note else { return };
+    let (config, files, folders) = (config.clone(), files.clone(), folders.clone());
+    let cleared = blocking(move || {
+        if config.exists() {
+            return Ok(());
+        }
+        for file in files {
+            let _ = durable::remove(&file);
+        }
+        for folder in folders {
+            // What has no name yet; nobody else writes there.
+            disks::remove_unfinished(&folder);
+            durable::remove_empty_folder(&folder);
         }
         Ok(())
     });
     let _ = cleared.await;
 }
+
+#[cfg(test)]
+mod tests;

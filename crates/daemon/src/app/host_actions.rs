@@ -5,13 +5,14 @@ mod plan;
 use super::power::{ask_to_shut_down, end_machine};
 use super::save::save_machine;
 use super::settle::settle_before;
+use super::start::lacks_room;
 use super::{Accepted, App, Call, Done, vm_task};
 use crate::events::Happening;
 use crate::failure::Failure;
 use crate::inventory::Machine;
 use crate::tasks::{Caller, Hold, TaskContext, TaskSpec};
 use backstay_api::{HostStopGuests, ObjectKind, ObjectRef, Plan, ProblemCode, TaskState, VmStart};
-use backstay_model::{VmId, VmState};
+use backstay_model::{HostStartAction, VmId, VmState};
 use futures_util::StreamExt;
 use plan::{Begin, StopStep, Wanted, stop_groups, stop_steps, wanted_at_boot};
 use std::sync::Arc;
@@ -23,27 +24,32 @@ const ONE_START: Duration = Duration::from_mins(10);
 /// How long an operation that is under way may hold up an action.
 const BUSY: Duration = Duration::from_secs(60);
 
+/// How often a machine is tried again for which there was no room; at once when another one ends.
+const ROOM: Duration = Duration::from_secs(15);
+
+/// How long to wait before a file that is in use is tried again.
+const IN_USE: Duration = Duration::from_millis(300);
+
 /// How long a guest may take to shut down unless the caller says otherwise.
 const SHUTDOWN_S: u32 = 120;
 
 /// Machines that are stopped at the same time unless the caller says otherwise.
 const PARALLEL: u32 = 4;
 
-/// After a boot of the host: machines that ran before it, or that always start, are started in a task of its own.
+/// After a boot of the host: machines that ran before it, or that always start, are started in a task of its own. A daemon
+/// that is started again meanwhile goes on with what is left.
 pub(super) async fn start_with_host(app: &Arc<App>) {
     if !app.host.is_first_since_boot() {
         return;
     }
+    let decided = app.host.to_start();
     let mut wanted = Vec::new();
     for machine in app.inventory.all() {
-        let before =
-            app.store.runtime(machine.id).await.ok().flatten().map(|(_, boot)| boot).unwrap_or_default();
-        let was_on = !before.is_empty() && before != app.host.boot_id();
-        let stopped = machine.config.stopped_with_host();
-        if machine.state.is_active()
-            || machine.is_template()
-            || !wanted_at_boot(machine.spec.host_start, was_on || stopped)
-        {
+        let wants = match &decided {
+            Some(left) => left.contains(&machine.id),
+            None => wants_to_start(app, &machine).await,
+        };
+        if machine.state.is_active() || machine.is_template() || !wants {
             continue;
         }
         wanted.push(Wanted {
@@ -53,46 +59,102 @@ pub(super) async fn start_with_host(app: &Arc<App>) {
             delay: Duration::from_secs(machine.spec.start_delay_s.into()),
         });
     }
+    app.host.set_to_start(wanted.iter().map(|wanted| wanted.vm).collect());
     let begins = plan::start_plan(wanted);
-    let app = Arc::clone(app);
-    tokio::spawn(async move {
-        let t0 = Instant::now();
-        for begin in begins {
-            if app.tasks.stops_guests() {
-                return;
-            }
-            start_one(&app, t0, &begin).await;
-        }
-        // Only now: a daemon that is started again meanwhile goes on with the rest.
-        app.host.note_started();
-    });
+    tokio::spawn(start_all(Arc::clone(app), begins));
 }
 
-async fn start_one(app: &Arc<App>, t0: Instant, begin: &Begin) {
-    tokio::time::sleep((t0 + begin.not_before).saturating_duration_since(Instant::now())).await;
-    let (vm, limit) = (begin.vm.to_string(), Instant::now() + BUSY);
-    let call = Call { caller: Caller::backstay(), dry_run: false };
-    let failure = loop {
-        if app.inventory.get(begin.vm).is_ok_and(|machine| machine.state.is_active()) {
-            return;
-        }
-        match super::start_vm(app, &vm, VmStart::default(), &call).await {
-            Ok(Accepted::Task(task)) => match app.tasks.wait(task.id, u64::MAX, ONE_START).await {
-                Ok(task) => break task.error.map(|problem| problem.detail),
-                Err(failure) => break Some(failure.full_message()),
-            },
-            Ok(Accepted::Plan(_)) => break None,
-            Err(failure) if failure.code() == ProblemCode::Busy && Instant::now() < limit => {
-                wait_for_holder(app, begin.vm).await;
+/// Whether a machine ran when the host went down, and starts then, or starts always.
+async fn wants_to_start(app: &App, machine: &Machine) -> bool {
+    let before = app.store.runtime(machine.id).await.ok().flatten().map(|(_, boot)| boot).unwrap_or_default();
+    let was_on = !before.is_empty() && before != app.host.boot_id();
+    wanted_at_boot(machine.spec.host_start, was_on || machine.config.stopped_with_host())
+}
+
+/// In order; those for which there is no room are tried again until there is.
+async fn start_all(app: Arc<App>, begins: Vec<Begin>) {
+    let t0 = Instant::now();
+    let mut waiting = Vec::new();
+    for begin in begins {
+        tokio::time::sleep((t0 + begin.not_before).saturating_duration_since(Instant::now())).await;
+        match start_one(&app, begin.vm).await {
+            Begun::HostGoesDown => return,
+            Begun::Done => app.host.started(begin.vm),
+            Begun::NoRoom(reason) => {
+                tell_failure(&app, begin.vm, &format!("{reason}; it is tried again when there is room"))
+                    .await;
+                waiting.push(begin.vm);
             }
-            Err(failure) => break Some(failure.to_problem().detail),
+        }
+    }
+    while !waiting.is_empty() {
+        let _ = tokio::time::timeout(ROOM, app.host.room()).await;
+        for vm in std::mem::take(&mut waiting) {
+            match start_one(&app, vm).await {
+                Begun::HostGoesDown => return,
+                Begun::Done => app.host.started(vm),
+                Begun::NoRoom(_) => waiting.push(vm),
+            }
+        }
+    }
+    app.host.note_started();
+}
+
+/// What came of the start of one machine.
+enum Begun {
+    /// It is on, it could not be started, or nobody wants that any more.
+    Done,
+    /// There is not enough memory, processor time or space on a volume at present.
+    NoRoom(String),
+    /// Nothing is started any more.
+    HostGoesDown,
+}
+
+async fn start_one(app: &Arc<App>, vm: VmId) -> Begun {
+    let limit = Instant::now() + BUSY;
+    let call = Call { caller: Caller::backstay(), dry_run: false };
+    let (code, reason) = loop {
+        if app.tasks.stops_guests() {
+            return Begun::HostGoesDown;
+        }
+        let Ok(machine) = app.inventory.get(vm) else { return Begun::Done };
+        // Somebody has had it on since.
+        let is_wanted = app.host.to_start().is_some_and(|left| left.contains(&vm));
+        if machine.state.is_active() || machine.spec.host_start == HostStartAction::Nothing || !is_wanted {
+            return Begun::Done;
+        }
+        let (code, reason) = match super::start_vm(app, &vm.to_string(), VmStart::default(), &call).await {
+            Ok(Accepted::Task(task)) => {
+                match app.tasks.wait(task.id, u64::MAX, ONE_START).await.map(|t| t.error) {
+                    Ok(None) => return Begun::Done,
+                    Ok(Some(problem)) => (problem.code, problem.detail),
+                    Err(failure) => (failure.code(), failure.full_message()),
+                }
+            }
+            Ok(Accepted::Plan(_)) => return Begun::Done,
+            Err(failure) => (failure.code(), failure.to_problem().detail),
+        };
+        if Instant::now() > limit {
+            break (code, reason);
+        }
+        match code {
+            ProblemCode::Busy => wait_for_holder(app, vm).await,
+            // Somebody looks at the files.
+            ProblemCode::InUse => tokio::time::sleep(IN_USE).await,
+            _ => break (code, reason),
         }
     };
-    if let Some(reason) = failure {
-        let reason = format!("it was to start with the host: {reason}");
-        let what = Happening { kind: "vm.start-failed", who: "backstay", reason, before: None, after: None };
-        app.events.vm(begin.vm, &app.name_of(begin.vm), what).await;
+    if matches!(code, ProblemCode::Precondition | ProblemCode::NoSpace) && lacks_room(app, vm).await {
+        return Begun::NoRoom(reason);
     }
+    tell_failure(app, vm, &reason).await;
+    Begun::Done
+}
+
+async fn tell_failure(app: &App, vm: VmId, reason: &str) {
+    let reason = format!("it was to start with the host: {reason}");
+    let what = Happening { kind: "vm.start-failed", who: "backstay", reason, before: None, after: None };
+    app.events.vm(vm, &app.name_of(vm), what).await;
 }
 
 async fn wait_for_holder(app: &App, vm: VmId) {
@@ -276,5 +338,58 @@ pub(super) async fn forget_stop(app: &App, machine: &Machine) {
     config.set_stopped_with_host(false);
     if let Err(failure) = app.inventory.save(machine, config).await {
         tracing::warn!(vm = %machine.id, error = failure.full_message(), "a mark of the host's last end stays");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::app::testing::Fixture;
+
+    async fn told(fixture: &Fixture, vm: VmId, words: &str) {
+        let heard = async {
+            loop {
+                let history = fixture.app.events.list(Some(vm), None, None, 50).await.unwrap();
+                if history.iter().any(|event| event.kind == "vm.start-failed" && event.reason.contains(words))
+                {
+                    return;
+                }
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(60), heard).await.unwrap();
+    }
+
+    /// One that could not be started for another reason is done with; a daemon that comes later goes on with the rest.
+    #[tokio::test]
+    async fn only_what_lacks_room_is_left_to_be_started() {
+        let mut fixture = Fixture::with(|config| config.limits.memory = Some(1 << 20));
+        let always = |name: &str| {
+            let mut body = Fixture::request(name, None);
+            body.host_start = HostStartAction::Start;
+            body
+        };
+        for name in ["fits-not", "gone"] {
+            let accepted =
+                super::super::create_vm(&fixture.app, always(name), &crate::app::testing::call()).await;
+            assert!(fixture.end(accepted.unwrap()).await.error.is_none());
+        }
+        let [fits_not, gone] = ["fits-not", "gone"].map(|name| fixture.app.inventory.find(name).unwrap());
+        for _ in 0..2 {
+            fixture.restart().await;
+            told(&fixture, fits_not.id, "it is tried again when there is room").await;
+            // Whoever was on and off since is not started again.
+            fixture.app.host.started(gone.id);
+            assert_eq!(fixture.app.host.to_start().map(|left| left.len()), Some(1));
+        }
+        // Decided once: what is made meanwhile does not belong to it.
+        let accepted =
+            super::super::create_vm(&fixture.app, always("new"), &crate::app::testing::call()).await;
+        assert!(fixture.end(accepted.unwrap()).await.error.is_none());
+        fixture.restart().await;
+        assert_eq!(
+            fixture.app.host.to_start().map(|left| left.into_iter().collect()),
+            Some(vec![fits_not.id])
+        );
     }
 }

@@ -2,10 +2,11 @@
 //! operation on the machine and goes on after it: with the worker while the machine is on, else by itself.
 
 use super::deleting::finish_deleting;
-use super::merge_files::{conclude, forget, is_own_layer, name_in, note, world};
+use super::merge_files::{conclude, forget, is_own_layer, name_in, note};
 use super::merge_run::{Ran, Running, finished_meanwhile, merge, stop_former};
 use super::settle::settle_before;
 use super::usage::same_file;
+use super::world::world;
 use super::{Accepted, App, Call, Done, vm_task};
 use crate::durable;
 use crate::events::Happening;
@@ -18,7 +19,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
 const OPERATION: &str = "checkpoint.merge";
 
@@ -30,6 +31,9 @@ const WHILE_SAVED: Duration = Duration::from_secs(5);
 
 /// The pause before a file that is in use is tried again doubles so often: up to 38 seconds.
 const MOST_DOUBLINGS: u32 = 7;
+
+/// The pause after anything else: up to 5 minutes.
+const MOST_DOUBLINGS_OF_TROUBLE: u32 = 10;
 
 /// How fast, in bytes per second.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,6 +51,8 @@ struct Merger {
     rate: watch::Sender<Option<u64>>,
     /// Something was released since the last look.
     again: bool,
+    /// Ends a pause.
+    nudge: Arc<Notify>,
 }
 
 /// The merges of all machines.
@@ -88,7 +94,10 @@ impl Mergers {
 #[must_use]
 pub(super) fn is_pending(machine: &Machine) -> bool {
     let config = &machine.config;
-    !config.released().is_empty() || !config.deleting().is_empty() || config.merging().is_some()
+    !config.released().is_empty()
+        || !config.deleting().is_empty()
+        || config.merging().is_some()
+        || !config.applying().is_empty()
 }
 
 /// Merges the files of deleted checkpoints, or changes the speed at which that goes on.
@@ -141,6 +150,7 @@ pub(super) async fn kick(
     let _starting = app.mergers.starting.lock().await;
     let going_on = app.mergers.table().get_mut(&vm).map(|merger| {
         merger.again = true;
+        merger.nudge.notify_one();
         if let Rate::Of(rate) = rate {
             merger.rate.send_replace(rate);
         }
@@ -151,8 +161,10 @@ pub(super) async fn kick(
     }
     let (rate, wanted) = watch::channel(match rate {
         Rate::Of(rate) => rate,
-        Rate::Same => None,
+        Rate::Same => machine.config.merge_rate(),
     });
+    let nudge = Arc::new(Notify::new());
+    let listens = Listens { rate: wanted, nudge: Arc::clone(&nudge) };
     let mut spec = vm_task(OPERATION, &machine);
     (spec.cancellable, spec.holds) = (true, Vec::new());
     let (begin, begun) = tokio::sync::oneshot::channel::<()>();
@@ -162,10 +174,10 @@ pub(super) async fn kick(
         .start(spec, caller, move |context| async move {
             // It is in the table before it can leave it.
             let _ = begun.await;
-            run(&app_too, &context, vm, wanted).await
+            run(&app_too, &context, vm, &listens).await
         })
         .await?;
-    app.mergers.table().insert(vm, Merger { task: task.id, rate, again: false });
+    app.mergers.table().insert(vm, Merger { task: task.id, rate, again: false, nudge });
     let _ = begin.send(());
     Ok(Some(task))
 }
@@ -180,16 +192,46 @@ pub(super) fn kick_quietly(app: &Arc<App>, vm: VmId) {
     });
 }
 
-async fn run(app: &Arc<App>, context: &TaskContext, vm: VmId, rate: watch::Receiver<Option<u64>>) -> Done {
+/// As [`kick_quietly`] for every machine whose files may be free now: another machine ended, was deleted, became known …
+pub(crate) fn kick_all(app: &Arc<App>) {
+    let app = Arc::clone(app);
+    tokio::spawn(async move {
+        for machine in app.inventory.all().into_iter().filter(is_pending) {
+            let goes_on = app.mergers.task(machine.id).is_some();
+            if goes_on || has_something_to_do(&app, &machine).await {
+                kick_quietly(&app, machine.id);
+            }
+        }
+    });
+}
+
+/// Whether a task would do more than to say what it waits for.
+async fn has_something_to_do(app: &App, machine: &Machine) -> bool {
+    let config = &machine.config;
+    let begun = !config.deleting().is_empty() || config.merging().is_some() || !config.applying().is_empty();
+    // What cannot be told now may be in a moment.
+    begun || world(app, machine).await.map_or(true, |layers| layers.next_step().is_some())
+}
+
+/// What a merge hears while it goes on.
+struct Listens {
+    rate: watch::Receiver<Option<u64>>,
+    /// The reason to wait may be gone.
+    nudge: Arc<Notify>,
+}
+
+async fn run(app: &Arc<App>, context: &TaskContext, vm: VmId, listens: &Listens) -> Done {
     let mut result = MergeResult::default();
     loop {
-        let ended = passes(app, context, vm, &rate, &mut result).await;
+        let ended = passes(app, context, vm, listens, &mut result).await;
         if ended.is_ok() && app.mergers.goes_on(vm) {
             continue;
         }
         if let Err(failure) = ended {
             app.mergers.table().remove(&vm);
-            tell(app, vm, &failure).await;
+            if failure.code() != ProblemCode::Cancelled {
+                tell(app, vm, failure.full_message()).await;
+            }
             return Err(failure);
         }
         break;
@@ -203,13 +245,40 @@ async fn run(app: &Arc<App>, context: &TaskContext, vm: VmId, rate: watch::Recei
 }
 
 /// Space that does not come back is worth a line in the history.
-async fn tell(app: &App, vm: VmId, failure: &Failure) {
-    if failure.code() == ProblemCode::Cancelled {
-        return;
-    }
-    let reason = failure.full_message();
+async fn tell(app: &App, vm: VmId, reason: String) {
     let what = Happening { kind: "disk.merge-failed", who: "backstay", reason, before: None, after: None };
     app.events.vm(vm, &app.name_of(vm), what).await;
+}
+
+/// What hinders a merge for now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Hindrance {
+    /// Somebody has a file open for a moment, or a worker is just being followed by the next one.
+    InUse,
+    /// No space, storage that is away, files of which nobody knows what needs them.
+    Trouble,
+}
+
+impl Hindrance {
+    /// None: trying again would not help.
+    fn of(code: ProblemCode) -> Option<Self> {
+        match code {
+            ProblemCode::InUse => Some(Self::InUse),
+            ProblemCode::Unavailable | ProblemCode::NoSpace | ProblemCode::Timeout => Some(Self::Trouble),
+            _ => None,
+        }
+    }
+
+    /// How long to wait after so many attempts.
+    fn pause(self, attempts: u32) -> Duration {
+        let most = if self == Self::InUse { MOST_DOUBLINGS } else { MOST_DOUBLINGS_OF_TROUBLE };
+        AGAIN.saturating_mul(1 << attempts.min(most))
+    }
+
+    /// Whether it is time to say so: once, and not of what is over in a moment.
+    fn is_news(self, attempts: u32) -> bool {
+        attempts == if self == Self::InUse { MOST_DOUBLINGS } else { 0 }
+    }
 }
 
 /// What came of one look at the files.
@@ -222,13 +291,15 @@ enum Pass {
     Later,
     /// Nothing until the machine is not saved any more.
     Saved,
+    /// It is not known which files are needed.
+    Unknown(Failure),
 }
 
 async fn passes(
     app: &Arc<App>,
     context: &TaskContext,
     vm: VmId,
-    rate: &watch::Receiver<Option<u64>>,
+    listens: &Listens,
     result: &mut MergeResult,
 ) -> Result<(), Failure> {
     let holds = [Hold::Vm(vm), Hold::Files(vm)];
@@ -241,32 +312,61 @@ async fn passes(
         };
         // Deleted meanwhile.
         let Ok(machine) = app.inventory.get(vm) else { return Ok(()) };
-        let pass = pass(app, context, machine, &hold, rate, result).await;
+        let pass = pass(app, context, machine, &hold, &listens.rate, result).await;
         drop(hold);
-        match pass {
-            // Somebody has a file open for a moment, or a worker is just being followed by the next one.
-            Err(failure) if failure.code() == ProblemCode::InUse => {
-                context.progress(1, &format!("waiting: {}", failure.full_message()));
-                let pause = AGAIN.saturating_mul(1 << attempts.min(MOST_DOUBLINGS));
-                attempts += 1;
-                tokio::select! {
-                    () = tokio::time::sleep(pause) => {}
-                    () = context.cancelled() => {}
-                }
-            }
-            Err(failure) => return Err(failure),
+        let (hindrance, failure) = match pass {
             Ok(Pass::Done(kept)) => {
                 result.kept = kept;
                 return Ok(());
             }
-            Ok(Pass::Again) => attempts = 0,
-            Ok(Pass::Later) => tokio::time::sleep(AGAIN).await,
-            Ok(Pass::Saved) => tokio::select! {
-                () = tokio::time::sleep(WHILE_SAVED) => {}
-                () = context.cancelled() => {}
+            Ok(Pass::Again) => {
+                attempts = 0;
+                continue;
+            }
+            Ok(Pass::Later) => {
+                tokio::time::sleep(AGAIN).await;
+                continue;
+            }
+            Ok(Pass::Saved) => {
+                pause(context, listens, WHILE_SAVED).await;
+                continue;
+            }
+            Ok(Pass::Unknown(failure)) => {
+                (Hindrance::of(failure.code()).unwrap_or(Hindrance::Trouble), failure)
+            }
+            Err(failure) => match Hindrance::of(failure.code()) {
+                Some(hindrance) => (hindrance, failure),
+                None => return Err(failure),
             },
+        };
+        let words = failure.full_message();
+        context.progress(1, &format!("waiting: {words}"));
+        if hindrance.is_news(attempts) {
+            tell(app, vm, format!("it is tried again by itself: {words}")).await;
         }
+        pause(context, listens, hindrance.pause(attempts)).await;
+        attempts += 1;
     }
+}
+
+/// Waits, but no longer than until something has changed.
+async fn pause(context: &TaskContext, listens: &Listens, most: Duration) {
+    tokio::select! {
+        () = tokio::time::sleep(most) => {}
+        () = listens.nudge.notified() => {}
+        () = context.cancelled() => {}
+    }
+}
+
+/// The limit outlives the daemon.
+pub(super) async fn keep_rate(app: &Arc<App>, vm: VmId, rate: Option<u64>) -> Result<Machine, Failure> {
+    let machine = app.inventory.get(vm)?;
+    if machine.config.merge_rate() == rate {
+        return Ok(machine);
+    }
+    let mut config = (*machine.config).clone();
+    config.set_merge_rate(rate);
+    app.inventory.save(&machine, config).await
 }
 
 async fn pass(
@@ -278,23 +378,38 @@ async fn pass(
     result: &mut MergeResult,
 ) -> Result<Pass, Failure> {
     let machine = settle_before(app, context, machine.id).await?;
-    let machine = finish_deleting(app, &machine).await?;
+    if !machine.config.applying().is_empty() {
+        // Memory is being loaded.
+        return Ok(Pass::Later);
+    }
+    if is_pending(&machine) {
+        let wanted = *rate.borrow();
+        keep_rate(app, machine.id, wanted).await?;
+    }
+    let machine = finish_deleting(app, &app.inventory.get(machine.id)?).await?;
     stop_former(app, &machine).await?;
     let running = Running { app, context, hold, rate };
     if let Some((merging, slot, bytes_moved)) = finished_meanwhile(&running, &machine).await? {
+        let machine = app.inventory.get(machine.id)?;
         conclude(app, &machine, &merging, &[StateOf::Now(slot)]).await?;
         result.merged += 1;
         result.bytes_moved += bytes_moved;
         return Ok(Pass::Again);
     }
     let machine = tidy(app, machine).await?;
-    let layers = world(app, &machine).await?;
+    let layers = match world(app, &machine).await {
+        Ok(layers) => layers,
+        Err(failure) => return Ok(Pass::Unknown(failure)),
+    };
     if end_stale_record(app, &machine, &layers).await? {
         return Ok(Pass::Again);
     }
     match layers.next_step() {
         None => {
             let kept = layers.plan().kept;
+            if !is_pending(&machine) {
+                keep_rate(app, machine.id, None).await?;
+            }
             Ok(Pass::Done(kept.into_iter().map(|k| KeptFile { file: k.file, reason: k.reason }).collect()))
         }
         Some(FileStep::Delete(file)) => {
@@ -313,6 +428,8 @@ async fn pass(
             let machine = note(app, &machine, &merging).await?;
             match merge(&running, &machine, &merging, &children).await? {
                 Ran::Whole { bytes_moved } => {
+                    // The limit may have been changed meanwhile.
+                    let machine = app.inventory.get(machine.id)?;
                     conclude(app, &machine, &merging, &states).await?;
                     result.merged += 1;
                     result.bytes_moved += bytes_moved;
@@ -367,3 +484,6 @@ async fn delete(app: &Arc<App>, machine: &Machine, file: &Path) -> Result<(), Fa
     forget(app, machine, &[name_in(machine, file)]).await?;
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;

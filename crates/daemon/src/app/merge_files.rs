@@ -1,110 +1,16 @@
-//! The files around a merge: what is known of them before it, what is written down before and after it.
+//! The files around a merge: what is written down before and after it.
 
 use super::App;
 use super::deleting::replace;
-use super::usage::{same_file, usage};
+use super::usage::same_file;
 use crate::events::Happening;
 use crate::failure::Failure;
 use crate::inventory::{Machine, blocking, read_config};
 use crate::layout::is_layer;
 use backstay_api::ProblemCode;
-use backstay_model::{CheckpointId, DriveSlot, Layers, Merging, StateOf};
+use backstay_model::{CheckpointId, DriveSlot, Merging, StateOf};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-
-/// All that is known of a machine's files, under their real paths.
-///
-/// # Errors
-/// `precondition` or (if that may pass) `in-use` where it is not known which files are needed.
-pub(super) async fn world(app: &App, machine: &Machine) -> Result<Layers, Failure> {
-    let usage = usage(app, None).await?;
-    if !usage.unknown.is_empty() {
-        let words = format!(
-            "no file of '{}' is merged or deleted because it is not known which files are needed by {}",
-            machine.name(),
-            usage.unknown.join("; ")
-        );
-        // What is open now may be looked at in a moment.
-        let passing = usage.unknown.iter().any(|why| why.contains("in use") || why.contains("does not tell"));
-        let code = if passing { ProblemCode::InUse } else { ProblemCode::Precondition };
-        return Err(Failure::new(code, words));
-    }
-    let mut layers = Layers::default();
-    for chain in &usage.chains {
-        layers.add_chain(chain);
-    }
-    for (slot, file) in machine.disks() {
-        layers.add_state(&same_file(&file), StateOf::Now(slot));
-    }
-    for checkpoint in machine.checkpoints.all() {
-        for disk in &checkpoint.disks {
-            layers.add_state(&same_file(&disk.file), StateOf::Checkpoint(checkpoint.id, disk.slot));
-        }
-    }
-    for (file, holder) in usage.by_others(machine.id) {
-        layers.forbid(file, format!("'{}' uses it ({})", holder.name, holder.place));
-    }
-    for file in machine.config.released() {
-        layers.release(&same_file(&file));
-    }
-    let real = |m: Merging| Merging { upper: same_file(&m.upper), lower: same_file(&m.lower) };
-    layers.set_merging(machine.config.merging().map(real));
-    add_others(app, machine, layers).await
-}
-
-/// Files that no configuration names: released ones, and those that nobody can tell anything about.
-async fn add_others(app: &App, machine: &Machine, mut layers: Layers) -> Result<Layers, Failure> {
-    let (folder, chains) = (machine.layout.layers(machine.id), Arc::clone(&app.chains));
-    let name = machine.name().clone();
-    blocking(move || {
-        let home = same_file(&folder);
-        let mut files: Vec<PathBuf> = layers.released().iter().cloned().collect();
-        // Children that somebody made by hand lie beside them as a rule.
-        let beside: std::collections::BTreeSet<PathBuf> =
-            files.iter().filter_map(|file| file.parent().map(Path::to_path_buf)).collect();
-        for folder in beside {
-            let entries = std::fs::read_dir(&folder).into_iter().flatten().flatten();
-            files.extend(entries.map(|entry| same_file(&entry.path())).filter(|path| is_vhd(path)));
-        }
-        let entries = std::fs::read_dir(&folder).into_iter().flatten().flatten();
-        files.extend(entries.map(|entry| same_file(&entry.path())).filter(|path| is_layer(path)));
-        for file in files {
-            if layers.contains(&file) || !file.exists() {
-                continue;
-            }
-            match chains.files(&file) {
-                Ok(chain) => layers.add_chain(&chain.iter().map(|f| same_file(f)).collect::<Vec<_>>()),
-                // The file below is written to, and nothing that is known needs this one: what it is made on does not matter.
-                Err(failure) if failure.code() == ProblemCode::InUse && layers.released().contains(&file) => {
-                    layers.add_chain(&[file]);
-                }
-                Err(failure) if failure.code() == ProblemCode::InUse => {
-                    return Err(Failure::because(
-                        ProblemCode::InUse,
-                        format!("no file of '{name}' is merged while {} is in use", file.display()),
-                        failure,
-                    ));
-                }
-                // Its chain is broken: it is no working child of anything.
-                Err(failure) => {
-                    tracing::warn!(file = %file.display(), error = failure.full_message(), "a file that nobody names");
-                }
-            }
-        }
-        // What a user made by hand above a file of a checkpoint is not consumed.
-        let by_hand: Vec<(PathBuf, PathBuf)> = layers
-            .released()
-            .iter()
-            .flat_map(|file| layers.children(file).into_iter().map(|child| (file.clone(), child)))
-            .filter(|(_, child)| !is_layer(child) || child.parent() != Some(home.as_path()))
-            .collect();
-        for (file, child) in by_hand {
-            layers.forbid(&file, format!("{}, which no checkpoint made, needs it", child.display()));
-        }
-        Ok(layers)
-    })
-    .await
-}
 
 /// Whether a checkpoint of this machine made the file: a layer in the folder of its layers. What a user attached from elsewhere
 /// is the user's.
@@ -120,12 +26,6 @@ pub(super) fn name_in(machine: &Machine, file: &Path) -> PathBuf {
         Ok(rest) => root.join(rest),
         Err(_) => file.into(),
     }
-}
-
-/// Whether a file may be a differencing disk, by its name.
-fn is_vhd(file: &Path) -> bool {
-    let extension = file.extension().and_then(|e| e.to_str()).unwrap_or_default();
-    ["vhd", "avhd", "vhdx", "avhdx"].iter().any(|known| extension.eq_ignore_ascii_case(known))
 }
 
 fn wrong(error: impl std::fmt::Display) -> Failure {

@@ -2,14 +2,15 @@
 //! time, and the next one goes on from there.
 
 use super::App;
+use super::merge::keep_rate;
 use super::merge_files::name_in;
 use super::usage::{same_file, worker_disks};
 use crate::disks::merge_failure;
-use crate::failure::Failure;
+use crate::failure::{Failure, chain};
 use crate::inventory::Machine;
 use crate::tasks::{BackgroundHold, TaskContext};
 use backstay_api::ProblemCode;
-use backstay_disk::{DiskOptions, MergeControl, MergeError, fs::HostFs, merge_offline};
+use backstay_disk::{DiskOptions, MergeControl, MergeError, fs::HostFs, mark_saved_state, merge_offline};
 use backstay_model::{DriveSlot, Merging, VmId};
 use backstay_worker::control::{MergeOutcome, MergeRequest, Reply, Request};
 use std::path::PathBuf;
@@ -49,6 +50,12 @@ impl Running<'_> {
         tokio::select! {
             () = self.hold.wanted() => {}
             () = self.context.cancelled() => {}
+        }
+    }
+
+    async fn keep_rate(&self, vm: VmId, rate: Option<u64>) {
+        if let Err(failure) = keep_rate(self.app, vm, rate).await {
+            tracing::warn!(%vm, error = failure.full_message(), "the limit of a merge will be forgotten");
         }
     }
 
@@ -101,7 +108,7 @@ pub(super) async fn merge(
             }
         }
     }
-    by_daemon(running, merging, children).await
+    by_daemon(running, machine.id, merging, children).await
 }
 
 /// Ends a merge that a former daemon left to the worker: its files cannot be looked at while it goes on, and what it did
@@ -139,8 +146,13 @@ pub(super) async fn finished_meanwhile(
     if chain.contains(&real.upper) || chain.first() != Some(&real.lower) {
         return Ok(None);
     }
-    let request =
-        MergeRequest { slot, upper: named.upper, lower: named.lower, children: Vec::new(), rate: None };
+    let request = MergeRequest {
+        slot,
+        upper: named.upper,
+        lower: named.lower,
+        children: Vec::new(),
+        rate: *running.rate.borrow(),
+    };
     match by_worker(running, machine.id, request).await? {
         Ran::Whole { bytes_moved } => Ok(Some((real, slot, bytes_moved))),
         Ran::Stopped => Ok(None),
@@ -183,6 +195,7 @@ async fn by_worker(running: &Running<'_>, vm: VmId, request: MergeRequest) -> Re
             }
             Ok(()) = rate.changed() => {
                 let wanted = *rate.borrow_and_update();
+                running.keep_rate(vm, wanted).await;
                 let request = Request::MergeRate { upper: upper.clone(), rate: wanted };
                 let _ = workers.call(vm, request, QUICK).await;
             }
@@ -190,14 +203,26 @@ async fn by_worker(running: &Running<'_>, vm: VmId, request: MergeRequest) -> Re
     }
 }
 
-async fn by_daemon(running: &Running<'_>, merging: &Merging, children: &[PathBuf]) -> Result<Ran, Failure> {
+async fn by_daemon(
+    running: &Running<'_>,
+    vm: VmId,
+    merging: &Merging,
+    children: &[PathBuf],
+) -> Result<Ran, Failure> {
     let control = Arc::new(MergeControl::new());
     let mut rate = running.rate.clone();
     control.set_rate(*rate.borrow_and_update());
-    let (upper, children, how) = (merging.upper.clone(), children.to_vec(), Arc::clone(&control));
+    let (upper, lower) = (merging.upper.clone(), merging.lower.clone());
+    let (children, how) = (children.to_vec(), Arc::clone(&control));
     let mut thread = tokio::task::spawn_blocking(move || {
         let options =
             DiskOptions { runtime_dir: DiskOptions::default_runtime_dir(), ..DiskOptions::default() };
+        for file in [&upper, &lower] {
+            // The machine is not saved: a mark that is left hinders for nothing. What is wrong else, the merge says.
+            if let Err(error) = mark_saved_state(file, false) {
+                tracing::debug!(file = %file.display(), error = chain(&error), "a mark of a saved machine is left");
+            }
+        }
         merge_offline(&HostFs::shared(), &upper, &children, &options, &how)
     });
     let mut ending = false;
@@ -223,7 +248,11 @@ async fn by_daemon(running: &Running<'_>, merging: &Merging, children: &[PathBuf
                 ending = true;
                 control.cancel();
             }
-            Ok(()) = rate.changed() => control.set_rate(*rate.borrow_and_update()),
+            Ok(()) = rate.changed() => {
+                let wanted = *rate.borrow_and_update();
+                control.set_rate(wanted);
+                running.keep_rate(vm, wanted).await;
+            }
         }
     }
 }

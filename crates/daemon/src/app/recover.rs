@@ -1,6 +1,7 @@
 //! What a daemon does when it starts: find machines, take over living workers, settle what the former one left half done.
 
 use super::checkpoint::CheckpointPlan;
+use super::former::settle_former;
 use super::host_actions::start_with_host;
 use super::merge::kick_quietly;
 use super::power::end_machine;
@@ -45,6 +46,11 @@ pub async fn recover(app: &Arc<App>) -> Result<(), Failure> {
         let _ = app.wait_state(machine.id, HELLO, |state| state != VmState::Starting).await;
     }
     for machine in machines {
+        // Before anybody can start it.
+        if let Err(failure) = settle_former(app, machine.id).await {
+            tracing::error!(vm = %machine.id, error = failure.full_message(), "the files of a former Now wait");
+        }
+        let machine = app.inventory.get(machine.id)?;
         if machine.config.pending().is_some() {
             let at = unfinished.iter().position(|t| note_of(t, machine.id).is_some());
             let stored = at.map(|index| unfinished.remove(index));
@@ -200,6 +206,7 @@ async fn take_up(app: &Arc<App>, stored: StoredTask) {
         }
         _ => {
             super::clone::clear_up(stored.note.as_ref()).await;
+            super::export::clear_up(stored.note.as_ref()).await;
             let detail =
                 "the daemon was stopped while this ran: look at the state of the machine, and ask again";
             app.tasks.interrupt(task, detail).await;

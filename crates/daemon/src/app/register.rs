@@ -1,7 +1,9 @@
 //! Bringing back the machines of a folder.
 
-use super::usage::{same_file, usage};
+use super::merge::kick_all;
+use super::usage::{FileKey, usage};
 use super::{Accepted, App, Call, Done};
+use crate::disks;
 use crate::durable;
 use crate::events::Happening;
 use crate::failure::Failure;
@@ -9,7 +11,7 @@ use crate::inventory::{Found, Machine, Search, blocking, find_moved, read_machin
 use crate::layout::Layout;
 use crate::tasks::{Hold, TaskContext, TaskSpec, store_failure};
 use backstay_api::{Blocker, ObjectKind, ObjectRef, Plan, ProblemCode, VmRegister};
-use backstay_model::VmId;
+use backstay_model::{VmId, VmState};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -149,18 +151,18 @@ async fn disk_conflicts(app: &App, found: &Found) -> Result<Vec<Blocker>, Failur
         .collect();
     blocking(move || {
         let mut blockers = Vec::new();
-        let mut seen: BTreeMap<PathBuf, (VmId, String)> = BTreeMap::new();
+        let mut seen: BTreeMap<FileKey, (VmId, String)> = BTreeMap::new();
         for (id, name, slot, path) in tops {
             // One that is missing or damaged is told when the machine is started.
             let files = chains.files(&path).unwrap_or_else(|_| vec![path.clone()]);
             let refusal = usage.conflict(id, &files, Some(id));
             let mut detail = refusal.map(|failure| failure.full_message());
-            if let Some((other, other_name)) = seen.get(&same_file(&path))
+            if let Some((other, other_name)) = seen.get(&FileKey::of(&path))
                 && *other != id
             {
                 detail = Some(format!("{} is also the disk of '{other_name}'", path.display()));
             }
-            seen.entry(same_file(&path)).or_insert_with(|| (id, name.clone()));
+            seen.entry(FileKey::of(&path)).or_insert_with(|| (id, name.clone()));
             blockers.extend(detail.map(|detail| Blocker {
                 code: ProblemCode::InUse,
                 detail: format!("'{name}', {slot}: {detail}"),
@@ -192,7 +194,20 @@ async fn run(app: Arc<App>, context: TaskContext, path: PathBuf) -> Done {
         ids.push(machine.id);
         take_over(&app, &context, machine).await?;
     }
+    kick_all(&app);
     Ok(Some(serde_json::json!({ "ids": ids })))
+}
+
+/// Whether somebody has a disk of a machine open for writing that is not on here: another host, where its folder is on shared
+/// storage.
+async fn is_open_elsewhere(machine: &Machine) -> bool {
+    let tops = machine.disks();
+    let looked = blocking(move || {
+        Ok(tops
+            .iter()
+            .any(|(_, top)| disks::probe(top).is_err_and(|failure| failure.code() == ProblemCode::InUse)))
+    });
+    looked.await.unwrap_or(true)
 }
 
 async fn take_over(app: &Arc<App>, context: &TaskContext, machine: Machine) -> Result<(), Failure> {
@@ -221,7 +236,15 @@ async fn take_over(app: &Arc<App>, context: &TaskContext, machine: Machine) -> R
     app.inventory.set_unreadable(machine.layout.root().into(), None);
     app.inventory.put(machine);
     let known = app.inventory.get(id)?;
-    let (state, reason) = super::at_rest(app, id, (known.state, known.reason)).await;
+    let (state, reason) = if is_open_elsewhere(&known).await {
+        context.warn(format!(
+            "'{name}' is on elsewhere: its disks are in use, and what belongs to a save that may be under way there is left alone"
+        ));
+        let saved = known.layout.vm_descriptor(id).exists();
+        (if saved { VmState::Saved } else { known.state }, known.reason)
+    } else {
+        super::at_rest(app, id, (known.state, known.reason)).await
+    };
     app.inventory.set_state(id, state, reason);
     // It stays registered: its next operation tries again, or says what hinders it.
     if let Err(failure) = super::settle::settle_machine(app, id).await {
@@ -236,4 +259,46 @@ async fn take_over(app: &Arc<App>, context: &TaskContext, machine: Machine) -> R
     };
     app.events.vm(id, &name, what).await;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::app::register;
+    use crate::app::testing::{Fixture, call};
+    use backstay_api::{TaskState, VmRegister};
+    use backstay_disk::{Disk, DiskOptions};
+    use backstay_model::VmState;
+
+    /// On shared storage another host may just be writing the memory of the machine.
+    #[tokio::test]
+    async fn what_another_host_is_saving_is_left_alone() {
+        let mut fixture = Fixture::new();
+        let machine = fixture.machine("web").await;
+        let (away, state) = (fixture.path("away"), machine.layout.root().to_path_buf());
+        std::fs::create_dir(&away).unwrap();
+        for folder in ["Virtual Machines", "Virtual Hard Disks"] {
+            std::fs::rename(state.join(folder), away.join(folder)).unwrap();
+        }
+        fixture.restart().await;
+        let layout = crate::layout::Layout::new(&away);
+        let memory = layout.vm_memory(machine.id);
+        std::fs::create_dir_all(layout.vm_folder(machine.id)).unwrap();
+        std::fs::write(&memory, b"a part").unwrap();
+        let elsewhere = Disk::open(&layout.disks().join("web.vhd"), DiskOptions::default()).unwrap();
+        for (open, stays) in [(true, true), (false, false)] {
+            if !open {
+                elsewhere.close().unwrap();
+            }
+            let body = VmRegister { path: away.clone() };
+            let task = fixture.end(register(&fixture.app, body, &call()).await.unwrap()).await;
+            assert_eq!(task.state, TaskState::Succeeded, "{task:?}");
+            assert_eq!(memory.exists(), stays, "{task:?}");
+            assert_eq!(
+                task.warnings.iter().any(|words| words.contains("is on elsewhere")),
+                stays,
+                "{task:?}"
+            );
+            assert_eq!(fixture.app.inventory.get(machine.id).unwrap().state, VmState::Off);
+        }
+    }
 }

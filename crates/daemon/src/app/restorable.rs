@@ -10,7 +10,8 @@ use backstay_model::VmSpec;
 use backstay_qemu::version::check_machine;
 use backstay_worker::control::RestoreFrom;
 use backstay_worker::{
-    Descriptor, FileFacts, HostFacts, check_restorable, file_facts, hardware, read_descriptor, saved_state,
+    Descriptor, FileFacts, HostFacts, check_memory_file, check_restorable, file_facts, hardware,
+    read_descriptor, saved_state,
 };
 use std::path::PathBuf;
 
@@ -34,11 +35,7 @@ pub(super) async fn restorable(
     look: Look,
     cure: &str,
 ) -> Result<Descriptor, Vec<Blocker>> {
-    let blocker = |detail: String| Blocker {
-        code: ProblemCode::NotRestorable,
-        detail: format!("its memory cannot be loaded: {detail}"),
-        cure: Some(cure.into()),
-    };
+    let blocker = |detail: String| not_restorable(&detail, cure);
     let one = |failure: Failure| vec![blocker(failure.full_message())];
     let choice = app.host.accelerator(spec.accel).await.map_err(one)?;
     let version = app.host.qemu_version().await.map_err(one)?;
@@ -82,6 +79,35 @@ pub(super) async fn restorable(
             let more: Vec<String> = more;
             Err(reasons.into_iter().chain(more).map(blocker).collect())
         }
+    }
+}
+
+fn not_restorable(detail: &str, cure: &str) -> Blocker {
+    Blocker {
+        code: ProblemCode::NotRestorable,
+        detail: format!("its memory cannot be loaded: {detail}"),
+        cure: Some(cure.into()),
+    }
+}
+
+/// Checks only that a state is whole, wherever it is loaded.
+///
+/// # Errors
+/// What stands against it, each with `cure`.
+pub(super) async fn whole(from: &RestoreFrom, cure: &str) -> Result<(), Vec<Blocker>> {
+    let (descriptor_file, memory_file) = (from.descriptor_file.clone(), from.memory_file.clone());
+    let checked = blocking(move || {
+        let descriptor = match read_descriptor(&descriptor_file) {
+            Ok(descriptor) => descriptor,
+            Err(error) => return Ok(Some(chain(&error))),
+        };
+        let found = file_facts(&memory_file).map_err(|e| Failure::file("reading", &memory_file, e))?;
+        Ok(check_memory_file(&descriptor, found.as_ref()).map(|reason| reason.to_string()))
+    });
+    match checked.await {
+        Ok(None) => Ok(()),
+        Ok(Some(reason)) => Err(vec![not_restorable(&reason, cure)]),
+        Err(failure) => Err(vec![not_restorable(&failure.full_message(), cure)]),
     }
 }
 

@@ -5,6 +5,7 @@ use super::App;
 use super::checkpoint::CheckpointPlan;
 use super::checkpoint_finish::{Captured, complete, give_up, kept_by_worker, move_now};
 use super::checkpoint_run::settle_live;
+use super::former::settle_former;
 use crate::disks;
 use crate::failure::Failure;
 use crate::inventory::{Machine, blocking, read_config};
@@ -26,7 +27,7 @@ pub(super) async fn settle_before(
     context: &TaskContext,
     id: VmId,
 ) -> Result<Machine, Failure> {
-    let machine = app.inventory.get(id)?;
+    let machine = settle_former(app, id).await?;
     let Some(pending) = machine.config.pending() else { return Ok(machine) };
     context.progress(1, "settling a checkpoint that was interrupted");
     let noted = app.store.checkpoint_note(id).await.unwrap_or_default();

@@ -121,6 +121,13 @@ async fn full_volume(app: &App, machine: &Machine) -> Option<Blocker> {
     Some(Blocker { code: ProblemCode::NoSpace, detail, cure })
 }
 
+/// Whether a machine is not started only until others give something back: memory, processors, space on a volume.
+pub(super) async fn lacks_room(app: &Arc<App>, vm: VmId) -> bool {
+    let Ok(machine) = app.inventory.get(vm) else { return false };
+    let obstacles = obstacles(app, &machine).await.unwrap_or_default();
+    !obstacles.is_empty() || full_volume(app, &machine).await.is_some()
+}
+
 /// Whether writes of the guest take more space, as the guard sees it: not those to a file of fixed size that has all of it.
 fn grows(chain: &Chain, top: &Path) -> bool {
     use std::os::unix::fs::MetadataExt;

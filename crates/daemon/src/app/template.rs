@@ -1,7 +1,7 @@
 //! Templates: machines that are cloned, and never started or changed. The configuration says so, and their disk files are
 //! read-only, which the disk engine respects whoever asks it.
 
-use super::merge::is_pending;
+use super::merge::{is_pending, kick_all};
 use super::settle::settle_before;
 use super::usage::{Part, usage};
 use super::{Accepted, App, Call, Done, check_verb, vm_task};
@@ -150,6 +150,7 @@ async fn run(app: Arc<App>, context: TaskContext, id: VmId, template: bool) -> D
         after: Some(format!("generation {}", saved.generation.0)),
     };
     app.events.vm(id, saved.name().as_str(), what).await;
+    kick_all(&app);
     Ok(None)
 }
 

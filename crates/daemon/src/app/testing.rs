@@ -4,9 +4,13 @@ use super::{Accepted, App, Call};
 use crate::config::Config;
 use crate::inventory::Machine;
 use crate::tasks::Caller;
-use backstay_api::{DiskType, DriveKind, DriveRequest, NewDisk, Task, VmCreate};
-use backstay_model::DriveSlot;
-use std::path::PathBuf;
+use backstay_api::{
+    CheckpointCreate, CheckpointDelete, CheckpointDeleted, DiskType, DriveKind, DriveRequest, MergeResult,
+    NewDisk, Task, VmCreate,
+};
+use backstay_disk::{Backend, Disk, DiskOptions};
+use backstay_model::{DriveSlot, TaskId};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -94,4 +98,58 @@ impl Fixture {
         assert!(task.error.is_none(), "{task:?}");
         self.app.inventory.find(name).unwrap()
     }
+
+    /// Takes a checkpoint of a machine that is off.
+    pub(super) async fn checkpoint(&self, vm: &str, name: &str) {
+        let body = CheckpointCreate { name: Some(name.into()), ..CheckpointCreate::default() };
+        let task = self.end(super::create_checkpoint(&self.app, vm, body, &call()).await.unwrap()).await;
+        assert!(task.error.is_none(), "{task:?}");
+    }
+
+    /// Writes a sector of the first disk of a machine that is off.
+    pub(super) fn write(&self, vm: &str, sector: u64, value: u8) {
+        let machine = self.app.inventory.find(vm).unwrap();
+        let disk = Disk::open(&machine.disks()[0].1, DiskOptions::default()).unwrap();
+        disk.write(sector * 512, &[value; 512]).unwrap();
+        disk.close().unwrap();
+    }
+
+    /// Deletes a checkpoint; the task that merges its files, if there is one.
+    pub(super) async fn delete(&self, vm: &str, name: &str, query: CheckpointDelete) -> Option<TaskId> {
+        let accepted = super::delete_checkpoint(&self.app, vm, name, query, &call()).await.unwrap();
+        let task = self.end(accepted).await;
+        assert!(task.error.is_none(), "{task:?}");
+        serde_json::from_value::<CheckpointDeleted>(task.result.unwrap()).unwrap().merge_task
+    }
+
+    /// As [`Fixture::delete`], and what came of the merge.
+    pub(super) async fn merged(&self, vm: &str, name: &str) -> MergeResult {
+        let Some(merge) = self.delete(vm, name, CheckpointDelete::default()).await else {
+            return MergeResult::default();
+        };
+        let merge = self.app.tasks.wait(merge, u64::MAX, Duration::from_secs(60)).await.unwrap();
+        assert!(merge.error.is_none() && merge.state.is_final(), "{merge:?}");
+        serde_json::from_value(merge.result.unwrap()).unwrap()
+    }
+
+    /// Waits until a task says something.
+    pub(super) async fn told(&self, task: TaskId, words: &str) -> Task {
+        let mut seen = self.app.tasks.get(task).await.unwrap();
+        let heard = async {
+            while !seen.message.contains(words) {
+                assert!(!seen.state.is_final(), "{seen:?}");
+                seen = self.app.tasks.wait(task, seen.revision, Duration::from_secs(30)).await.unwrap();
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(30), heard).await.unwrap();
+        seen
+    }
+}
+
+/// What a sector of a disk reads as.
+pub(super) fn read(file: &Path, sector: u64) -> u8 {
+    let disk = Disk::open(file, DiskOptions::read_only()).unwrap();
+    let mut bytes = [0; 512];
+    disk.read(sector * 512, &mut bytes).unwrap();
+    bytes[0]
 }

@@ -1,5 +1,6 @@
 //! Forgetting a registered folder with its machines. No file of it is touched, and it may be gone already.
 
+use super::merge::kick_all;
 use super::usage::{same_file, usage};
 use super::{Accepted, App, Call, Done};
 use crate::events::Happening;
@@ -151,6 +152,7 @@ async fn run(app: Arc<App>, context: TaskContext, root: PathBuf) -> Done {
         };
         app.events.host(what).await;
     }
+    kick_all(&app);
     Ok(Some(
         serde_json::json!({ "folder": root, "machines": machines.iter().map(|m| m.id).collect::<Vec<_>>() }),
     ))

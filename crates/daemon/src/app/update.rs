@@ -4,6 +4,7 @@ use super::capacity::{check_count, reserve_cores};
 use super::changes::changes;
 use super::create::{make_disks, remove_disks};
 use super::drives::{check_files, nics, place};
+use super::merge::kick_all;
 use super::processors::share_out;
 use super::settle::settle_before;
 use super::{Accepted, App, Call, Done, check_verb, vm_task};
@@ -168,6 +169,8 @@ async fn run(app: Arc<App>, context: TaskContext, id: VmId, body: VmUpdate) -> D
         after: Some(format!("generation {}", saved.generation.0)),
     };
     app.events.vm_changed(id, saved.name().as_str(), what, changes).await;
+    // A disk that it has no more may have kept files of another one.
+    kick_all(&app);
     Ok(None)
 }
 

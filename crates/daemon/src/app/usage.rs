@@ -9,6 +9,7 @@ use backstay_api::{DiskFile, DiskHolder, DiskLayer, DiskStats, ProblemCode, VmDi
 use backstay_model::VmId;
 use backstay_worker::control::{DiskStatus, Reply, Request};
 use std::collections::{BTreeMap, BTreeSet};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,10 +22,33 @@ pub(super) fn same_file(path: &Path) -> PathBuf {
     std::fs::canonicalize(path).unwrap_or_else(|_| path.into())
 }
 
+/// What two names of one file have in common, be they links or places where a file system is mounted; its name where there is no
+/// file.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum FileKey {
+    Inode(u64, u64),
+    Name(PathBuf),
+}
+
+impl FileKey {
+    pub(super) fn of(path: &Path) -> Self {
+        std::fs::metadata(path)
+            .map_or_else(|_| Self::Name(same_file(path)), |file| Self::Inode(file.dev(), file.ino()))
+    }
+}
+
+/// A file, and who uses it.
+#[derive(Debug)]
+struct Used {
+    /// One of its names.
+    path: PathBuf,
+    holders: Vec<DiskHolder>,
+}
+
 /// Which machines use which files, as tops or below them.
 #[derive(Debug, Default)]
 pub(super) struct Usage {
-    files: BTreeMap<PathBuf, Vec<DiskHolder>>,
+    files: BTreeMap<FileKey, Used>,
     /// Every chain that was looked at, the top first, under real paths.
     pub(super) chains: Vec<Vec<PathBuf>>,
     /// Chains that could not be opened: what they are made of is not known.
@@ -77,13 +101,13 @@ impl Usage {
 
     /// Who uses a file.
     pub(super) fn of(&self, path: &Path) -> &[DiskHolder] {
-        self.files.get(&same_file(path)).map_or(&[], Vec::as_slice)
+        self.files.get(&FileKey::of(path)).map_or(&[], |used| used.holders.as_slice())
     }
 
     /// The first use of a file by another machine than `vm`.
     pub(super) fn by_others(&self, vm: VmId) -> impl Iterator<Item = (&PathBuf, &DiskHolder)> {
-        self.files.iter().filter_map(move |(file, holders)| {
-            holders.iter().find(|holder| holder.vm != vm).map(|holder| (file, holder))
+        self.files.values().filter_map(move |used| {
+            used.holders.iter().find(|holder| holder.vm != vm).map(|holder| (&used.path, holder))
         })
     }
 
@@ -93,16 +117,16 @@ impl Usage {
         some: &BTreeSet<VmId>,
         is_asked: impl Fn(&Path) -> bool,
     ) -> Option<(&PathBuf, &DiskHolder, &DiskHolder)> {
-        self.files.iter().filter(|(file, _)| is_asked(file)).find_map(|(file, holders)| {
-            let one = holders.iter().find(|holder| some.contains(&holder.vm))?;
-            let other = holders.iter().find(|holder| !some.contains(&holder.vm))?;
-            Some((file, one, other))
+        self.files.values().filter(|used| is_asked(&used.path)).find_map(|used| {
+            let one = used.holders.iter().find(|holder| some.contains(&holder.vm))?;
+            let other = used.holders.iter().find(|holder| !some.contains(&holder.vm))?;
+            Some((&used.path, one, other))
         })
     }
 
-    /// Every file that is used.
-    pub(super) fn files(&self) -> BTreeSet<PathBuf> {
-        self.files.keys().cloned().collect()
+    /// Whether anybody uses a file.
+    pub(super) fn needs(&self, path: &Path) -> bool {
+        !self.of(path).is_empty()
     }
 
     fn add(&mut self, files: &[PathBuf], holder: &DiskHolder) {
@@ -111,11 +135,9 @@ impl Usage {
             let place =
                 if depth == 0 { holder.place.clone() } else { format!("{}, below its top", holder.place) };
             let frozen = holder.frozen || depth > 0;
-            self.files.entry(same_file(file)).or_default().push(DiskHolder {
-                place,
-                frozen,
-                ..holder.clone()
-            });
+            let new = || Used { path: same_file(file), holders: Vec::new() };
+            let used = self.files.entry(FileKey::of(file)).or_insert_with(new);
+            used.holders.push(DiskHolder { place, frozen, ..holder.clone() });
         }
     }
 }
@@ -164,9 +186,9 @@ impl Top {
     /// The files of its chain.
     fn files(&self, chains: &Chains) -> Result<Vec<PathBuf>, Failure> {
         let Some(live) = &self.live else { return chains.files(&self.path) };
-        let wanted = same_file(&self.path);
+        let wanted = FileKey::of(&self.path);
         for disk in live.iter() {
-            if let Some(at) = disk.chain.iter().position(|file| same_file(file) == wanted) {
+            if let Some(at) = disk.chain.iter().position(|file| FileKey::of(file) == wanted) {
                 // A checkpoint that is being taken has put a layer above the one that the configuration names.
                 let from = if self.holder.frozen { at } else { 0 };
                 return Ok(disk.chain.get(from..).unwrap_or_default().to_vec());
@@ -289,8 +311,9 @@ pub async fn chain_of(app: &App, path: &Path) -> Result<Chain, Failure> {
         Err(failure) if failure.code() == ProblemCode::InUse => {
             for machine in app.inventory.all().into_iter().filter(|m| m.state.is_active()) {
                 let disks = worker_disks(app, machine.id).await;
-                let held =
-                    disks.into_iter().find(|d| d.chain.iter().any(|f| same_file(f) == same_file(&wanted)));
+                let held = disks
+                    .into_iter()
+                    .find(|d| d.chain.iter().any(|f| FileKey::of(f) == FileKey::of(&wanted)));
                 if let Some(disk) = held {
                     return Ok(chain_from_worker(disk, &wanted));
                 }
@@ -302,8 +325,8 @@ pub async fn chain_of(app: &App, path: &Path) -> Result<Chain, Failure> {
 }
 
 fn chain_from_worker(disk: DiskStatus, path: &Path) -> Chain {
-    let path = same_file(path);
-    let files: Vec<PathBuf> = disk.chain.into_iter().skip_while(|f| same_file(f) != path).collect();
+    let path = FileKey::of(path);
+    let files: Vec<PathBuf> = disk.chain.into_iter().skip_while(|f| FileKey::of(f) != path).collect();
     let last = files.len().saturating_sub(1);
     let layer = |(index, file): (usize, &PathBuf)| DiskLayer {
         path: file.clone(),

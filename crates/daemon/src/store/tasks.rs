@@ -31,6 +31,15 @@ pub enum TaskNote {
         /// Disks that were made for it.
         files: Vec<PathBuf>,
     },
+    /// A checkpoint that is being exported.
+    Export {
+        /// Its configuration, written last: where it is missing there is no machine.
+        config: PathBuf,
+        /// What is written before.
+        files: Vec<PathBuf>,
+        /// The folders for all that, the innermost first.
+        folders: Vec<PathBuf>,
+    },
 }
 
 /// A task that was not finished when its daemon ended.

@@ -430,6 +430,16 @@ impl TaskEngine {
         self.holds.holder(&Hold::Vm(vm))
     }
 
+    /// Whether that is a task of this kind. It counts as at work until its end is written.
+    #[must_use]
+    pub fn is_working_on(&self, vm: VmId, operation: &str) -> bool {
+        let running = lock(&self.running);
+        running
+            .values()
+            .map(|running| running.record.borrow())
+            .any(|t| vm_of(&t) == Some(vm) && t.operation == operation)
+    }
+
     /// Who asked for what was done to `vm` at the moment `at`: a worker's event may arrive after the task that caused it
     /// has ended.
     #[must_use]

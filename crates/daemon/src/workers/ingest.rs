@@ -1,5 +1,6 @@
 //! Taking over what workers tell: states into the inventory, events into the history.
 
+use super::outlived::remove_outlived;
 use super::supervise::Following;
 use crate::app::App;
 use crate::events::Happening;
@@ -44,6 +45,7 @@ pub(super) async fn status(app: &Arc<App>, vm: VmId, client: &WorkerClient) -> O
         app.inventory.set_state(vm, status.state, status.reason.clone());
     }
     app.inventory.set_run(vm, Some(run_info(&status, pid)));
+    remove_outlived(app, vm, client).await;
     Some(status)
 }
 
@@ -166,6 +168,7 @@ async fn refresh_run(app: &Arc<App>, vm: VmId) {
     let Ok(Reply::Status(status)) = client.call(Request::Status, QUICK).await else { return };
     let pid = app.inventory.get(vm).ok().and_then(|m| m.run).map_or(0, |r| r.worker_pid);
     app.inventory.set_run(vm, Some(run_info(&status, pid)));
+    remove_outlived(app, vm, &client).await;
 }
 
 fn merge_words(outcome: &MergeOutcome) -> String {

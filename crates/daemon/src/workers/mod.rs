@@ -3,6 +3,7 @@
 
 mod ended;
 mod ingest;
+mod outlived;
 mod supervise;
 
 pub use ended::hear_the_end;

@@ -1,7 +1,7 @@
 //! Following one worker from its start to the end of its machine.
 
 use super::{CONTROL_SOCKET, Connection, EVENT_SPOOL, LAUNCH_RECORD, ingest};
-use crate::app::{App, at_rest};
+use crate::app::{App, at_rest, kick_merges};
 use crate::events::Happening;
 use crate::failure::chain;
 use backstay_model::{VmId, VmState};
@@ -46,6 +46,10 @@ pub fn supervise(app: &Arc<App>, vm: VmId, fresh: bool) {
         let _ = tokio::task::spawn_blocking(move || backstay_worker::processors::tidy(&settings, vm)).await;
         app.inventory.set_state(vm, last.0, last.1);
         app.processors.changed();
+        kick_merges(&app);
+        // It has been on since the host was booted, and it gave its memory back.
+        app.host.started(vm);
+        app.host.note_room();
     });
 }
 

@@ -388,7 +388,11 @@ impl Pair {
         if let Some(child) = children.first().filter(|_| self.is_top && used == Use::Served) {
             return Err(MergeError::ChildOfTop { upper: upper.path.clone(), child: child.clone() });
         }
-        check_pair(upper, lower)
+        match check_pair(upper, lower) {
+            // A machine that runs on this disk is not saved: the mark was left.
+            Err(MergeError::SavedState { .. }) if used == Use::Served => Ok(()),
+            checked => checked,
+        }
     }
 
     /// Undoes what opened them for writing.

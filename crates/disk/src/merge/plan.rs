@@ -5,8 +5,7 @@ use crate::{
     disk::Disk,
     error::OpenError,
     fs::{FileSystem, folder_of},
-    image::AnyImage,
-    layer::{Layer, LayerMode},
+    kinship::{KinshipError, kinship},
     options::{DiskFormat, DiskOptions},
 };
 use backstay_vhd::DiskType;
@@ -61,13 +60,12 @@ pub fn plan_merge(
 ) -> Result<MergePlan, MergeError> {
     let failed = |source: OpenError| MergeError::Open { upper: upper.to_owned(), source: Box::new(source) };
     let looking = DiskOptions { read_only: true, gate: None, changed: None, ..options.clone() };
-    let disk = Disk::open_on(Arc::clone(fs), upper, looking.clone()).map_err(failed)?;
+    let disk = Disk::open_on(Arc::clone(fs), upper, looking).map_err(failed)?;
     let chain = disk.chain.enter();
     let no_parent = || MergeError::NoParent { upper: upper.to_owned() };
     let [upper, lower, ..] = chain.layers.as_slice() else { return Err(no_parent()) };
     super::check_pair(upper, lower)?;
     let (image, info) = (upper.image().ok_or_else(no_parent)?, lower.info().ok_or_else(no_parent)?);
-    let format = info.format().into();
     let held = image.held_blocks();
     let read = |source| MergeError::Io { path: upper.path.clone(), action: "read", source };
     let mut bytes = 0;
@@ -75,7 +73,10 @@ pub fn plan_merge(
         bytes += image.held_bytes(*block).map_err(|error| read(error.into()))?;
     }
     let folders = [folder_of(&upper.path), folder_of(&lower.path)];
-    let mut beside = children_in(fs, &folders, format, &looking);
+    let mut beside = children_in(fs, &folders).map_err(|error| {
+        let path = error.path.clone();
+        MergeError::Io { path, action: "tell the parent of", source: std::io::Error::other(error.source) }
+    })?;
     beside.retain(|(path, _)| *path != upper.path && *path != lower.path);
     let of = |id: Option<Uuid>| {
         let named = move |links: &[Uuid]| id.is_some_and(|id| links.contains(&id));
@@ -98,35 +99,23 @@ pub fn plan_merge(
     })
 }
 
-/// The differencing disks of a format in these folders and the ids that their parents may have. What cannot be opened is
-/// left out.
+/// The differencing disks in these folders and the ids of their parents, also those that cannot be opened.
 fn children_in(
     fs: &Arc<dyn FileSystem>,
     folders: &[&Path],
-    format: DiskFormat,
-    options: &DiskOptions,
-) -> Vec<(PathBuf, Vec<Uuid>)> {
+) -> Result<Vec<(PathBuf, Vec<Uuid>)>, KinshipError> {
     let mut found: Vec<(PathBuf, Vec<Uuid>)> = Vec::new();
     for folder in folders {
         for name in fs.list(folder).unwrap_or_default() {
             let path = folder.join(name);
-            if DiskFormat::of_name(&path) != Some(format) || found.iter().any(|(known, _)| *known == path) {
+            let is_disk = DiskFormat::of_name(&path).is_some_and(|format| format != DiskFormat::Raw);
+            if !is_disk || found.iter().any(|(known, _)| *known == path) {
                 continue;
             }
-            let Ok(layer) = Layer::open(fs, &path, LayerMode { writable: false, format }, options) else {
-                continue;
-            };
-            let links = match layer.any_image() {
-                Some(AnyImage::Vhd(image)) => image.info().parent.iter().map(|link| link.unique_id).collect(),
-                Some(AnyImage::Vhdx(image)) => {
-                    image.parent().into_iter().flat_map(|l| [Some(l.linkage), l.linkage2]).flatten().collect()
-                }
-                None => Vec::new(),
-            };
-            if !links.is_empty() {
-                found.push((path, links));
+            if let Some(kin) = kinship(fs, &path)?.filter(|kin| !kin.parents.is_empty()) {
+                found.push((path, kin.parents));
             }
         }
     }
-    found
+    Ok(found)
 }

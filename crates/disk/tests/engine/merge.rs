@@ -6,7 +6,7 @@ use crate::support::{
 };
 use backstay_disk::{
     Backend, Disk, DiskOptions, MergeControl, MergeError, MergeStep, NewDisk, ReparentError, WriteGate,
-    ZeroMode, fs::HostFs, merge_offline, reparent,
+    ZeroMode, fs::HostFs, mark_saved_state, merge_offline, reparent,
 };
 use backstay_vhd::testing::Rng;
 use std::{
@@ -295,6 +295,25 @@ fn a_write_that_the_merge_overtakes_is_not_lost() {
     disk.read(block, &mut found).unwrap();
     assert_same(&found[..4096], &stamp(block, 4096, 3), "the write");
     assert_same(&found[4096..], &stamp(block + 4096, 4096, 2), "what is behind it");
+}
+
+/// Nobody takes care that the mark of a saved machine goes; where its disk is in use the machine is not saved.
+#[test]
+fn a_mark_of_a_saved_machine_hinders_only_while_the_disk_is_not_in_use() {
+    let folder = folder();
+    let base = dynamic(folder.path(), "base.vhd", SIZE);
+    let child = folder.path().join("top.avhd");
+    child_of(&base, &child);
+    mark_saved_state(&base, true).unwrap();
+    let (options, control) = (with_shadow(folder.path()), MergeControl::new());
+    let refused = merge_offline(&HostFs::shared(), &child, &[], &options, &control).unwrap_err();
+    assert!(matches!(refused, MergeError::SavedState { .. }), "{refused}");
+    let disk = open(&child, with_shadow(folder.path()));
+    disk.write(0, &stamp(0, 4096, 3)).unwrap();
+    disk.merge_layer(&child, &[], &control).unwrap();
+    let mut found = vec![0; 4096];
+    disk.read(0, &mut found).unwrap();
+    assert_same(&found, &stamp(0, 4096, 3), "what was written");
 }
 
 #[test]

@@ -34,4 +34,5 @@ pub use image::Image;
 pub use info::{ImageInfo, Warning};
 pub use linkage::MAX_STORED_LOCATOR;
 pub use locator::Locator;
+pub(crate) use open::kinship;
 pub use open::{OpenOptions, WriteIds};

@@ -19,7 +19,7 @@ use super::{
     region::{self, Region, Regions},
     view::View,
 };
-use crate::{DiskType, Shadow, Storage};
+use crate::{DiskType, Kinship, Shadow, Storage};
 
 /// How to open a file.
 #[derive(Clone, Debug, Default)]
@@ -135,6 +135,17 @@ pub(crate) fn parse(
         places,
         info,
     })
+}
+
+/// Only the ids of the disk and of its parent.
+pub(crate) fn kinship(storage: &Arc<dyn Storage>) -> Result<Kinship, OpenError> {
+    let len = storage.len().map_err(io_at("read the length of the file", 0))?;
+    let header = header::read_current(storage.as_ref(), len)?;
+    let view = View::open(storage, &header.header, len)?;
+    let regions = region::read(&view, &header.header)?;
+    let locator = metadata::read(&view, &regions.metadata)?.locator;
+    let parents = locator.into_iter().flat_map(|locator| [Some(locator.linkage), locator.linkage2]);
+    Ok(Kinship { identity: guid(header.header.data_write_guid), parents: parents.flatten().collect() })
 }
 
 fn describe(

@@ -271,17 +271,23 @@ pub fn check_restorable(descriptor: &Descriptor, host: &HostFacts) -> Result<(),
         reasons.push(Reason::Accelerator { saved, here });
     }
     reasons.extend(hardware_reasons(&descriptor.hardware, &host.hardware));
-    match host.memory_file {
-        None => reasons.push(Reason::Missing),
+    reasons.extend(check_memory_file(descriptor, host.memory_file.as_ref()));
+    if reasons.is_empty() { Ok(()) } else { Err(reasons) }
+}
+
+/// Why the `.bin` file is not what was saved; none: it is.
+#[must_use]
+pub fn check_memory_file(descriptor: &Descriptor, found: Option<&FileFacts>) -> Option<Reason> {
+    match found {
+        None => Some(Reason::Missing),
         Some(file) if file.len != descriptor.file_len => {
-            reasons.push(Reason::Length { saved: descriptor.file_len, here: file.len });
+            Some(Reason::Length { saved: descriptor.file_len, here: file.len })
         }
         Some(file) if file.crc32c != descriptor.crc32c => {
-            reasons.push(Reason::Checksum { saved: descriptor.crc32c, here: file.crc32c });
+            Some(Reason::Checksum { saved: descriptor.crc32c, here: file.crc32c })
         }
-        Some(_) => {}
+        Some(_) => None,
     }
-    if reasons.is_empty() { Ok(()) } else { Err(reasons) }
 }
 
 fn hardware_reasons(saved: &Hardware, here: &Hardware) -> Vec<Reason> {

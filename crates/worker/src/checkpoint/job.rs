@@ -441,7 +441,7 @@ impl Job {
             qemu_version: facts.qemu_version,
             accelerator: facts.accelerator,
             hardware: facts.hardware,
-            running: plan.running,
+            running: plan.executes,
             method: plan.method,
             capabilities: plan.capabilities.iter().map(|&name| name.to_owned()).collect(),
             stream: plan.stream,

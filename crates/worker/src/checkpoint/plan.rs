@@ -18,6 +18,8 @@ pub enum Activity {
     Paused,
     /// It is paused, and the stopped save that wrote its last checkpoint has locked its state until it runs again.
     PausedAfterSave,
+    /// It stands still because a volume is nearly full, and for nothing else.
+    Held,
     /// It is stopped because a disk does not answer.
     Stalled,
     /// Anything else: starting, stopping.
@@ -54,6 +56,8 @@ pub struct Plan {
     pub running: bool,
     /// It has to execute again afterwards.
     pub resume: bool,
+    /// The guest executes when this memory is loaded: it does now, or would if nothing held it.
+    pub executes: bool,
     /// The machine ends afterwards.
     pub save: bool,
     /// The disks' steps.
@@ -73,6 +77,9 @@ pub enum PlanError {
     /// A stalled disk would hang QEMU in the middle.
     #[error("a disk of the machine does not answer: a checkpoint is possible when its storage is back")]
     Stalled,
+    /// It would take what is left.
+    #[error("a volume of the machine is nearly full: a checkpoint is possible when there is room on it")]
+    Held,
     /// Not in this state.
     #[error("the machine is starting or stopping: a checkpoint is possible while it runs or is paused")]
     State,
@@ -107,6 +114,9 @@ pub enum PlanError {
 /// # Errors
 /// [`PlanError`]; nothing was touched.
 pub fn plan(request: &CheckpointRequest, situation: &Situation) -> Result<Plan, PlanError> {
+    if situation.activity == Activity::Held {
+        return Err(PlanError::Held);
+    }
     let running = may_begin(situation)?;
     check_disks(request, &situation.tops)?;
     let files = [&request.memory_file, &request.descriptor_file];
@@ -126,6 +136,7 @@ pub fn plan(request: &CheckpointRequest, situation: &Situation) -> Result<Plan, 
         capabilities,
         stream,
         running,
+        executes: running,
         resume: running,
         save: false,
         switches: request.disks.clone(),
@@ -151,6 +162,7 @@ pub fn plan_save(request: &SaveRequest, situation: &Situation) -> Result<Plan, P
         capabilities: STOPPED.to_vec(),
         stream: StreamFormat::MappedRam,
         running,
+        executes: running || situation.activity == Activity::Held,
         resume: false,
         save: true,
         switches: Vec::new(),
@@ -165,7 +177,7 @@ fn may_begin(situation: &Situation) -> Result<bool, PlanError> {
     }
     match situation.activity {
         Activity::Running => Ok(true),
-        Activity::Paused => Ok(false),
+        Activity::Paused | Activity::Held => Ok(false),
         Activity::PausedAfterSave => Err(PlanError::PausedAfterSave),
         Activity::Stalled => Err(PlanError::Stalled),
         Activity::Other => Err(PlanError::State),
@@ -247,6 +259,23 @@ mod tests {
             let both = ["background-snapshot", "mapped-ram"].iter().all(|c| plan.capabilities.contains(c));
             assert!(!both, "{:?}", plan.capabilities);
         }
+    }
+
+    /// Its disks answer, so its memory need not be lost with the host; loaded again it goes on.
+    #[test]
+    fn a_guest_that_only_a_full_volume_holds_is_saved_as_one_that_runs() {
+        let request_of_save = SaveRequest {
+            id: request().checkpoint,
+            memory_file: "/c/1.bin".into(),
+            descriptor_file: "/c/1.vsv".into(),
+        };
+        let save = |activity| plan_save(&request_of_save, &situation(activity));
+        let held = save(Activity::Held).unwrap();
+        assert!(!held.running && held.executes && held.save);
+        assert!(!save(Activity::Paused).unwrap().executes);
+        assert!(save(Activity::Running).unwrap().executes);
+        assert_eq!(save(Activity::Stalled), Err(PlanError::Stalled));
+        assert_eq!(plan(&request(), &situation(Activity::Held)), Err(PlanError::Held));
     }
 
     #[test]

@@ -118,6 +118,11 @@ impl Owner {
         }
     }
 
+    /// Nothing but the disk-space guard keeps the guest from running.
+    fn is_only_held(&self) -> bool {
+        self.guard.stands() && self.life.wants_to_run() && !self.life.is_stalled()
+    }
+
     fn situation(&self, seen: Seen) -> Result<Situation, Answer> {
         let activity = match self.state {
             // One that was asked to shut down and does not follow can be saved.
@@ -127,6 +132,9 @@ impl Owner {
             }
             VmState::Paused if seen.status == RunState::Postmigrate => Activity::PausedAfterSave,
             VmState::Paused => Activity::Paused,
+            VmState::PausedCritical if self.is_only_held() && seen.status == RunState::Paused => {
+                Activity::Held
+            }
             VmState::PausedCritical => Activity::Stalled,
             _ => Activity::Other,
         };

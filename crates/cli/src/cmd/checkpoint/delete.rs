@@ -26,7 +26,7 @@ pub struct DeleteArgs {
     /// Also delete every checkpoint below it
     #[arg(long)]
     subtree: bool,
-    /// Merge at most so many bytes per second, for example 50M
+    /// Merge at most so many bytes per second until all is merged, for example 50M; unless given, a limit that is in force stays
     #[arg(long, value_name = "SIZE")]
     rate: Option<ByteSize>,
     #[command(flatten)]

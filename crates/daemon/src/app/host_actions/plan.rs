@@ -78,9 +78,10 @@ pub(super) fn stop_steps(action: HostStopAction, state: VmState) -> Vec<StopStep
         // Somebody wants its memory kept.
         (HostStopAction::Shutdown, VmState::Saving) => vec![Save, Shutdown, TurnOff],
         // A guest that stands still cannot follow.
-        (_, VmState::Paused) => vec![Save, TurnOff],
+        // So one that stands still for want of room; without its storage its worker refuses at once.
+        (_, VmState::Paused | VmState::PausedCritical) => vec![Save, TurnOff],
         (_, VmState::Stopping) => vec![Shutdown, Save, TurnOff],
-        // Starting, or without its storage: there is nothing to save.
+        // Starting: there is nothing to save.
         _ => vec![TurnOff],
     }
 }
@@ -150,6 +151,9 @@ mod tests {
         for state in [VmState::Running, VmState::Saving] {
             assert_eq!(stop_steps(HostStopAction::Save, state), [Save, Shutdown, TurnOff], "{state}");
         }
-        assert_eq!(stop_steps(HostStopAction::Save, VmState::PausedCritical), [TurnOff]);
+        for action in [HostStopAction::Save, HostStopAction::Shutdown] {
+            assert_eq!(stop_steps(action, VmState::PausedCritical), [Save, TurnOff], "{action:?}");
+        }
+        assert_eq!(stop_steps(HostStopAction::Save, VmState::Starting), [TurnOff]);
     }
 }
