@@ -284,7 +284,8 @@ mod tests {
         let memory = layout.vm_memory(machine.id);
         std::fs::create_dir_all(layout.vm_folder(machine.id)).unwrap();
         std::fs::write(&memory, b"a part").unwrap();
-        let elsewhere = Disk::open(&layout.disks().join("web.vhd"), DiskOptions::default()).unwrap();
+        let disk = layout.disks().join(machine.disks()[0].1.file_name().unwrap());
+        let elsewhere = Disk::open(&disk, DiskOptions::default()).unwrap();
         for (open, stays) in [(true, true), (false, false)] {
             if !open {
                 elsewhere.close().unwrap();

@@ -74,6 +74,7 @@ async fn half_an_export_is_cleared_up_and_a_whole_one_stays() {
     let whole = decide(&fixture.app, &now, &target, &body("x")).await.unwrap();
     let whole = Export { layout: Layout::new(fixture.path("whole")), disks: Vec::new(), ..whole };
 
+    let name = half.disks[0].2.file_name().unwrap().to_owned();
     std::fs::create_dir_all(half.layout.disks()).unwrap();
     std::fs::create_dir_all(half.layout.machines()).unwrap();
     std::fs::write(&half.disks[0].2, b"a part").unwrap();
@@ -95,5 +96,5 @@ async fn half_an_export_is_cleared_up_and_a_whole_one_stays() {
     fixture.restart().await;
     assert!(!fixture.path("half").exists(), "the folder is free for the next attempt");
     assert!(Layout::new(fixture.path("whole")).vm_config(machine.id).exists());
-    assert_eq!(read(&Layout::new(fixture.path("whole")).disks().join("web.vhd"), 10), 0);
+    assert_eq!(read(&Layout::new(fixture.path("whole")).disks().join(name), 10), 0);
 }
