@@ -78,6 +78,14 @@ impl Told {
     }
 }
 
+/// A merge that goes on writes to a parent; that its child says so is no reason to worry anybody.
+fn is_of_merge(app: &App, vm: VmId, warning: &str) -> bool {
+    let merging = app.inventory.get(vm).ok().and_then(|machine| machine.config.merging());
+    merging.is_some_and(|pair| {
+        [pair.upper, pair.lower].iter().all(|file| warning.contains(&file.display().to_string()))
+    })
+}
+
 /// How long no worker served the disks: from the moment this daemon saw the former one go. Not known to a daemon that was
 /// started in between.
 fn gap_ms(lost: Option<i64>, adopted: i64) -> Option<i64> {
@@ -134,6 +142,7 @@ pub(super) async fn event(app: &Arc<App>, vm: VmId, frame: EventFrame, following
             after: Some(lower.display().to_string()),
             ..Told::new("disk.merged", merge_words(&outcome))
         },
+        WorkerEvent::Warning { message } if is_of_merge(app, vm, &message) => return,
         WorkerEvent::Warning { message } => Told::new("vm.warning", message),
     };
     let at = Timestamp::from_millisecond(frame.at_unix_ms).unwrap_or_else(|_| Timestamp::now());

@@ -100,8 +100,10 @@ impl Mover<'_> {
         while !rest.is_empty() {
             let mut bytes = 0;
             let mut count = 0;
+            // A crash loses at most a second's progress of a merge with a limit.
+            let most = self.control.rate().unwrap_or(BATCH).min(BATCH);
             for block in rest.iter().take(self.control.batch_blocks(BATCH_BLOCKS)) {
-                if bytes >= BATCH {
+                if bytes >= most {
                     break;
                 }
                 let held = self.image()?.held_bytes(*block);
