@@ -125,11 +125,7 @@ impl Host {
 
     /// A machine was started, could not be, or has been on and off since: it is none of those any more.
     pub fn started(&self, vm: VmId) {
-        if let Some(mut left) = self.to_start.left()
-            && left.remove(&vm)
-        {
-            self.to_start.set(&self.boot_id, left);
-        }
+        self.to_start.remove(&self.boot_id, vm);
     }
 
     /// A machine gave its memory back.
@@ -319,7 +315,19 @@ impl ToStart {
     }
 
     fn set(&self, boot: &str, left: BTreeSet<VmId>) {
+        self.write(&mut self.lock(), boot, left);
+    }
+
+    fn remove(&self, boot: &str, vm: VmId) {
         let mut now = self.lock();
+        if let Some(mut left) = now.clone()
+            && left.remove(&vm)
+        {
+            self.write(&mut now, boot, left);
+        }
+    }
+
+    fn write(&self, now: &mut Option<BTreeSet<VmId>>, boot: &str, left: BTreeSet<VmId>) {
         let record = ToStartRecord { boot: boot.into(), left };
         let written = serde_json::to_vec(&record).map_err(std::io::Error::other);
         if let Err(error) = written.and_then(|text| durable::replace(&self.file, &text)) {

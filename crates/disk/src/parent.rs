@@ -117,7 +117,9 @@ impl ParentGate for Gate<'_> {
             && let Err(changed @ MismatchError::Changed { .. }) =
                 vhdx::parent::check(child.info(), parent.info())
         {
-            let Some(locator) = child.parent().filter(|_| was_merged(child)) else {
+            // What lies above it was made on the content that the parent had.
+            let is_top = self.chain.len() <= 1;
+            let Some(locator) = child.parent().filter(|_| is_top && was_merged(child)) else {
                 return Err(changed.into());
             };
             self.stale.set(true);
@@ -131,7 +133,7 @@ impl ParentGate for Gate<'_> {
 
 /// Whether a merge has emptied the disk: its parent took its place and may have been written to before that was noted
 /// everywhere. It holds nothing that could be wrong on another content.
-fn was_merged(child: &vhdx::Image) -> bool {
+pub(crate) fn was_merged(child: &vhdx::Image) -> bool {
     let announced = child.parent().and_then(|locator| locator.linkage2).is_some_and(|id| !id.is_nil());
     announced && child.is_blank().unwrap_or(false)
 }

@@ -40,17 +40,21 @@ pub(crate) fn data_runs(
 ) -> io::Result<()> {
     let end = file_offset + len;
     let mut at = file_offset;
+    let sector = u64::from(layer.sector_size());
+    // Sectors of the disk: those of the file may be shifted.
+    let down = |place: u64| file_offset + place.saturating_sub(file_offset) / sector * sector;
+    let up = |place: u64| file_offset + place.saturating_sub(file_offset).next_multiple_of(sector);
     while at < end {
         let data = layer.file.next_data(at)?.unwrap_or(u64::MAX);
         // Whole sectors: a run of a disk never ends inside one.
-        let hole_end = (data / 512 * 512).clamp(at, end);
+        let hole_end = down(data).clamp(at, end);
         if hole_end > at {
             visit(hole_end - at, false)?;
             at = hole_end;
         }
         if at < end {
             let hole = layer.file.next_hole(data.max(at))?;
-            let data_end = hole.max(at + 1).next_multiple_of(512).min(end);
+            let data_end = up(hole.max(at + 1)).min(end);
             visit(data_end - at, true)?;
             at = data_end;
         }

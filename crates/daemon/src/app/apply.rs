@@ -279,7 +279,9 @@ async fn switch(
             former::end(app, id, if off { Fate::Keep } else { Fate::Wait }).await?;
             return Err(not_loaded(&saved, target, &former_tops, failure));
         }
-        former::end(app, id, Fate::Release).await?;
+        // Not if somebody turned it off meanwhile: before its memory was there, perhaps.
+        let stopping = app.inventory.get(id)?.state == VmState::Stopping;
+        former::end(app, id, if stopping { Fate::Wait } else { Fate::Release }).await?;
     }
     // Else nobody would hear why the space does not come back.
     if let Err(failure) = world(app, &app.inventory.get(id)?).await {

@@ -25,7 +25,8 @@ pub(super) enum Fate {
 /// What the state of a machine says of the memory that was to be loaded into it.
 fn fate(state: VmState) -> Fate {
     match state {
-        VmState::Starting => Fate::Wait,
+        // It may be turned off while memory is being loaded.
+        VmState::Starting | VmState::Stopping => Fate::Wait,
         state if state.is_active() => Fate::Release,
         _ => Fate::Keep,
     }
@@ -78,14 +79,13 @@ mod tests {
 
     #[test]
     fn what_was_written_to_goes_when_the_guest_is_there() {
-        for state in
-            [VmState::Running, VmState::Paused, VmState::PausedCritical, VmState::Saving, VmState::Stopping]
-        {
+        for state in [VmState::Running, VmState::Paused, VmState::PausedCritical, VmState::Saving] {
             assert_eq!(fate(state), Fate::Release, "{state}");
         }
         for state in [VmState::Off, VmState::Failed, VmState::Saved] {
             assert_eq!(fate(state), Fate::Keep, "{state}");
         }
         assert_eq!(fate(VmState::Starting), Fate::Wait);
+        assert_eq!(fate(VmState::Stopping), Fate::Wait, "perhaps before its memory was loaded");
     }
 }

@@ -8,7 +8,7 @@ use crate::{
     layer::{Layer, LayerMode, NextIdentity, format_of},
     locator::{locator, parent_spec},
     options::{DiskFormat, DiskOptions},
-    parent::{Found, open_parent},
+    parent::{Found, open_parent, was_merged},
 };
 use backstay_vhd::{LayerFormat, VhdTime, vhdx::Locator};
 use std::{collections::HashSet, io, path::Path, sync::Arc};
@@ -58,6 +58,29 @@ fn empty_parent_of(fs: &Arc<dyn FileSystem>, child: &Layer, id: Uuid, options: &
 /// Whether a layer holds nothing and is a child of the disk with that id.
 pub(super) fn is_empty_child(layer: &Layer, parent: Uuid) -> bool {
     layer.is_child_of(parent) && matches!(layer.image().map(LayerFormat::is_blank), Some(Ok(true)))
+}
+
+/// Whether a merge has emptied the layer into that one, which has been written to since: a VHDX is known by another id then.
+pub(super) fn was_merged_into(
+    fs: &Arc<dyn FileSystem>,
+    layer: &Layer,
+    lower: &Layer,
+    options: &DiskOptions,
+) -> bool {
+    let (Some(upper), Some(below)) =
+        (layer.any_image().and_then(AnyImage::vhdx), lower.any_image().and_then(AnyImage::vhdx))
+    else {
+        return false;
+    };
+    if upper.info().disk_id != below.info().disk_id || !was_merged(upper) {
+        return false;
+    }
+    let Some(link) = layer.image().and_then(LayerFormat::parent) else { return false };
+    // What its locators lead to is the file itself.
+    match open_parent(fs, layer, &link, &HashSet::from([lower.id()]), options) {
+        Ok(Found::Again(path)) => fs.metadata(&path).is_ok_and(|meta| meta.id == lower.id()),
+        _ => false,
+    }
 }
 
 /// Gives a closed file another parent, if it has one of those `from`, or has it already.

@@ -44,7 +44,7 @@ use crate::{
     quiesce::Quiet,
 };
 use backstay_vhd::{LayerFormat, vhdx::Locator};
-use children::{is_empty_child, reparent_closed, reparent_in_chain};
+use children::{is_empty_child, reparent_closed, reparent_in_chain, was_merged_into};
 use control::Pace;
 use mover::Mover;
 use std::{
@@ -327,7 +327,10 @@ impl Disk {
             Layer::open(&self.fs, upper, mode, &looking).map_err(|error| open_failed(upper, error))?;
         let (lower, above) = {
             let chain = self.chain.enter();
-            let is_lower = |lower: &Arc<Layer>| lower.identity().is_some_and(|id| is_empty_child(&layer, id));
+            let is_lower = |lower: &Arc<Layer>| {
+                lower.identity().is_some_and(|id| is_empty_child(&layer, id))
+                    || was_merged_into(&self.fs, &layer, lower, &self.options)
+            };
             let index = chain.layers.iter().position(is_lower).ok_or_else(not_in_chain)?;
             let above = index.checked_sub(1).and_then(|above| chain.layers.get(above)).cloned();
             (chain.layers.get(index).cloned(), above.zip(index.checked_sub(1)))
@@ -422,6 +425,7 @@ impl Merging {
             buf: Vec::new(),
             moved: 0,
             since_writeback: 0,
+            data_moved: 0,
             owed: Vec::new(),
         }
     }

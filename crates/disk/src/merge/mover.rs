@@ -62,7 +62,9 @@ pub(super) struct Mover<'a> {
     pub(super) buf: Vec<u8>,
     pub(super) moved: u64,
     pub(super) since_writeback: u64,
-    /// Places of moved blocks that still occupy space.
+    /// Bytes of `moved` that occupied space.
+    pub(super) data_moved: u64,
+    /// Places of moved blocks that still occupy space, and that nobody reads.
     pub(super) owed: Vec<FileSpan>,
 }
 
@@ -76,8 +78,21 @@ struct Run {
 }
 
 impl Mover<'_> {
-    /// Moves everything.
+    /// Moves everything. What was moved gives its space back where that helps, also if the merge ends early.
     pub(super) fn run(&mut self) -> Result<(), MergeError> {
+        let mut moved = self.move_all();
+        if matches!(moved, Err(MergeError::NoSpace { .. })) && !self.owed.is_empty() {
+            self.give_back();
+            moved = self.move_all();
+        }
+        // The next merge does not know any more what this one owes.
+        if moved.is_err() && self.room_is_short(2) {
+            self.give_back();
+        }
+        moved
+    }
+
+    fn move_all(&mut self) -> Result<(), MergeError> {
         let mut left = self.image()?.held_blocks();
         self.control.begin(left.len() as u64);
         self.control.step(MergeStep::Begun);
@@ -174,31 +189,35 @@ impl Mover<'_> {
     fn release(&mut self, spans: Vec<FileSpan>) -> Result<(), MergeError> {
         self.wait_for_leavers()?;
         self.owed.extend(spans);
-        if !self.room_is_short() {
-            return Ok(());
+        if self.room_is_short(1) {
+            self.give_back();
         }
+        Ok(())
+    }
+
+    fn give_back(&mut self) {
         for span in self.take_owed() {
             for at in (span.offset..span.offset + span.len).step_by(as_usize(PUNCH)) {
                 let len = PUNCH.min(span.offset + span.len - at);
                 if let Err(error) = self.upper.file.zero_range(at, len) {
                     tracing::warn!(path = %self.upper.path.display(), %error, "cannot free the space of merged blocks");
-                    return Ok(());
+                    return;
                 }
                 self.control.freed(len);
             }
         }
-        Ok(())
     }
 
-    /// Whether the lower layer's volume may not take what is left. Where that cannot be told it is short.
-    pub(super) fn room_is_short(&self) -> bool {
+    /// Whether the lower layer's volume may not take what is left `times` times. Where that cannot be told it is short.
+    fn room_is_short(&self, times: u64) -> bool {
         let fs = &self.disk.fs;
         let room = self.lower().map(|lower| fs.free_space(folder_of(&lower.path)));
         let held = fs.metadata(&self.upper.path).map(|meta| meta.allocated);
-        let occupied_for_nothing = self.moved.saturating_sub(self.control.progress().bytes_freed);
+        let occupied_for_nothing = self.data_moved.saturating_sub(self.control.progress().bytes_freed);
         match (room, held) {
             (Ok(Ok(room)), Ok(held)) => {
-                room < held.saturating_sub(occupied_for_nothing).saturating_add(self.control.spare(SPARE))
+                let left = held.saturating_sub(occupied_for_nothing).saturating_mul(times);
+                room < left.saturating_add(self.control.spare(SPARE))
             }
             _ => true,
         }
@@ -264,6 +283,7 @@ impl Mover<'_> {
         }
         drop(alone);
         self.moved += bytes;
+        self.data_moved += runs.iter().filter(|run| !run.zero).map(|run| run.len).sum::<u64>();
         self.control.moved(bytes);
         self.since_writeback += bytes;
         if self.since_writeback >= WRITEBACK {

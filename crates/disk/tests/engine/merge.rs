@@ -316,6 +316,37 @@ fn a_mark_of_a_saved_machine_hinders_only_while_the_disk_is_not_in_use() {
     assert_same(&found, &stamp(0, 4096, 3), "what was written");
 }
 
+/// A process died before anybody wrote down that the merge had ended; the next one opens the right file and the guest goes on.
+#[test]
+fn a_merge_whose_end_nobody_noted_is_concluded_although_the_parent_was_written_to_since() {
+    for form in [Form::Vhd, Form::Vhdx] {
+        let folder = folder();
+        let base = folder.path().join(form.disk("base"));
+        make(&base, &NewDisk::Dynamic { size: SIZE, block_size: 2 << 20 });
+        let child = folder.path().join(form.layer("top"));
+        child_of(&base, &child);
+        let disk = open(&child, with_shadow(folder.path()));
+        disk.write(0, &stamp(0, SIZE, 3)).unwrap();
+        disk.merge_layer(&child, &[], &MergeControl::new()).unwrap();
+        disk.close().unwrap();
+        let disk = open(&base, with_shadow(folder.path()));
+        disk.write(4096, &stamp(4096, 4096, 4)).unwrap();
+        disk.flush().unwrap();
+        let merged = disk.merge_layer(&child, &[], &MergeControl::new());
+        let merged = merged.unwrap_or_else(|error| panic!("{}", report(&error)));
+        assert_eq!((merged.chain, merged.bytes_moved), (vec![base.canonicalize().unwrap()], 0));
+        assert_same(&read_all(&disk)[8192..], &stamp(0, SIZE, 3)[8192..], "merged");
+        disk.close().unwrap();
+        // Another disk that happens to be empty is not taken for it.
+        let other = folder.path().join(form.disk("other"));
+        make(&other, &NewDisk::Dynamic { size: SIZE, block_size: 2 << 20 });
+        let disk = open(&other, with_shadow(folder.path()));
+        let refused = disk.merge_layer(&child, &[], &MergeControl::new()).unwrap_err();
+        assert!(matches!(refused, MergeError::NotInChain { .. }), "{}", report(&refused));
+        disk.close().unwrap();
+    }
+}
+
 #[test]
 fn space_comes_back_while_it_runs_where_it_is_short_and_the_empty_file_is_small() {
     let folder = folder();

@@ -47,6 +47,7 @@ struct PowerState {
     swallow: Option<u64>,
     memory_writes: u64,
     memory_full_at: Option<u64>,
+    room: Option<u64>,
 }
 
 impl Power {
@@ -54,6 +55,11 @@ impl Power {
     pub fn die_after_operations(&self, count: u64) {
         let mut state = self.state.lock().unwrap();
         state.dies_at_operation = Some(state.operations + count);
+    }
+
+    /// So many bytes are free from now on, whatever is written.
+    pub fn set_room(&self, bytes: u64) {
+        self.state.lock().unwrap().room = Some(bytes);
     }
 
     /// Everything fails from the `count`th flush from now on; that one does nothing.
@@ -271,8 +277,9 @@ impl FileSystem for SimFs {
 
     fn free_space(&self, _folder: &Path) -> io::Result<u64> {
         // Now much, now little: what is done to save space is done at some places and not at others.
-        let little = self.power.state.lock().unwrap().operations.is_multiple_of(2);
-        Ok(if little { 1 << 30 } else { 1 << 40 })
+        let state = self.power.state.lock().unwrap();
+        let changing = if state.operations.is_multiple_of(2) { 1 << 30 } else { 1 << 40 };
+        Ok(state.room.unwrap_or(changing))
     }
 
     fn holder(&self, _id: FileId) -> Option<Holder> {

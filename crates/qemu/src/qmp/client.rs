@@ -58,7 +58,6 @@ struct Inner {
     shared: Arc<Shared>,
     lines: mpsc::UnboundedSender<Outgoing>,
     places: Arc<Semaphore>,
-    next_id: AtomicU64,
     greeting: Greeting,
     reader: tokio::task::JoinHandle<()>,
 }
@@ -67,6 +66,12 @@ impl Drop for Inner {
     fn drop(&mut self) {
         self.reader.abort();
     }
+}
+
+/// An id that no former connection used, of this process or of one that died: QEMU may still answer those.
+fn next_id() -> u64 {
+    static COUNT: AtomicU64 = AtomicU64::new(1);
+    u64::from(std::process::id()) << 32 | COUNT.fetch_add(1, Ordering::Relaxed)
 }
 
 /// A connection to one QEMU. Clones share it; it closes with the last one.
@@ -107,15 +112,7 @@ impl Qmp {
     async fn handshake(path: &Path, stream: UnixStream) -> Result<Self, QmpError> {
         let (read, mut write) = stream.into_split();
         let mut read = BufReader::new(read);
-        let line = match read_line(&mut read).await {
-            Ok(Some(line)) => line,
-            Ok(None) => return Err(QmpError::Disconnected { command: "the greeting".to_owned() }),
-            Err(source) => return Err(QmpError::Connect { path: path.to_owned(), source }),
-        };
-        let greeting = parse_greeting(&line).ok_or_else(|| QmpError::NotQmp {
-            path: path.to_owned(),
-            text: String::from_utf8_lossy(&line).chars().take(200).collect(),
-        })?;
+        let greeting = wait_for_greeting(path, &mut read).await?;
         let shared = Arc::new(Shared {
             waiting: Mutex::new(Some(HashMap::new())),
             events: broadcast::channel(EVENTS_BUFFERED).0,
@@ -142,7 +139,6 @@ impl Qmp {
                 shared,
                 lines,
                 places: Arc::new(Semaphore::new(IN_FLIGHT)),
-                next_id: AtomicU64::new(1),
                 greeting,
                 reader,
             }),
@@ -252,7 +248,7 @@ impl Qmp {
         file: Option<OwnedFd>,
     ) -> Result<Value, QmpError> {
         let disconnected = || QmpError::Disconnected { command: command.to_owned() };
-        let id = self.inner.next_id.fetch_add(1, Ordering::Relaxed);
+        let id = next_id();
         let mut request = Map::new();
         request.insert(verb.to_owned(), command.into());
         request.insert("id".to_owned(), id.into());
@@ -334,6 +330,38 @@ async fn read_line(
         if line.len() > LINE_MAX {
             return Err(std::io::Error::new(std::io::ErrorKind::InvalidData, "line too long"));
         }
+    }
+}
+
+/// QEMU keeps what it could not send to a connection that broke, perhaps from the middle of a line on, for the next one. At
+/// most so many lines of that are passed over.
+const LEFT_BEHIND: usize = 256;
+
+/// Whether a line can be what was meant for a former connection.
+fn is_left_behind(line: &[u8]) -> bool {
+    line.trim_ascii_end().ends_with(b"}")
+}
+
+async fn wait_for_greeting(
+    path: &Path,
+    read: &mut (impl AsyncRead + AsyncBufReadExt + Unpin),
+) -> Result<Greeting, QmpError> {
+    let mut more = LEFT_BEHIND;
+    loop {
+        let line = match read_line(read).await {
+            Ok(Some(line)) => line,
+            Ok(None) => return Err(QmpError::Disconnected { command: "the greeting".to_owned() }),
+            Err(source) => return Err(QmpError::Connect { path: path.to_owned(), source }),
+        };
+        if let Some(greeting) = parse_greeting(&line) {
+            return Ok(greeting);
+        }
+        let text = String::from_utf8_lossy(&line).chars().take(200).collect::<String>();
+        if more == 0 || !is_left_behind(&line) {
+            return Err(QmpError::NotQmp { path: path.to_owned(), text });
+        }
+        tracing::debug!(text, "QEMU answers a former connection");
+        more -= 1;
     }
 }
 

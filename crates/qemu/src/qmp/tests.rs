@@ -70,6 +70,33 @@ async fn the_greeting_tells_the_version() {
     assert!(!qmp.is_closed());
 }
 
+/// The process that asked has died, and the next one connects.
+#[tokio::test]
+async fn what_was_meant_for_a_former_connection_is_passed_over() {
+    let place = place();
+    let serve = async {
+        let mut server = Server::new(place.listener.accept().await.unwrap().0);
+        server.say(r#"tatus": "paused"}, "id": 12}"#).await;
+        server.say(json!({ "return": {}, "id": 13 })).await;
+        server.say(json!({ "event": "STOP", "timestamp": { "seconds": 1, "microseconds": 2 } })).await;
+        server.say(GREETING).await;
+        let hello = server.heard().await;
+        server.say(json!({ "error": { "class": "GenericError", "desc": "late" }, "id": 1 })).await;
+        server.answer(&hello, json!({})).await;
+        server
+    };
+    let (qmp, _server) = tokio::join!(Qmp::connect(&place.socket, PATIENCE), serve);
+    assert_eq!(qmp.unwrap().greeting().version_text(), "10.0.2");
+
+    let other = async {
+        let mut server = Server::new(place.listener.accept().await.unwrap().0);
+        server.say("SSH-2.0-OpenSSH_9.2").await;
+        server
+    };
+    let (refused, _server) = tokio::join!(Qmp::connect(&place.socket, PATIENCE), other);
+    assert!(refused.unwrap_err().to_string().contains("it greeted with 'SSH-2.0-OpenSSH_9.2"));
+}
+
 #[tokio::test]
 async fn answers_find_their_commands_in_any_order() {
     let (qmp, mut server) = connected().await;
