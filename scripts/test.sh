@@ -10,13 +10,15 @@ export RUST_BACKTRACE=1 CARGO_TERM_COLOR=${CARGO_TERM_COLOR:-auto}
 step "format"
 cargo fmt --all --check
 
+# What takes seconds comes before what takes minutes; xtask has hardly any dependencies.
+step "tidy"
+cargo build --quiet -p xtask
+target=${CARGO_TARGET_DIR:-target}
+"$target/debug/xtask" tidy
+
 # Every program and every test in one go: the tests start the real `backstay`, and one invocation sees one set of features.
 step "build"
 cargo build --workspace --all-targets
-target=${CARGO_TARGET_DIR:-target}
-
-step "tidy"
-"$target/debug/xtask" tidy
 
 step "clippy"
 cargo clippy --workspace --all-targets --quiet -- -D warnings

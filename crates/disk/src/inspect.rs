@@ -5,70 +5,24 @@ use crate::{
     disk::{LayerInfo, describe},
     error::OpenError,
     fs::{DiskFile, FileSystem},
+    image::ImageInfo,
     layer::{Layer, LayerMode, format_of, open_locked},
     options::{DiskFormat, DiskOptions},
     status::data_runs,
 };
 use backstay_vhd::{
     Format, OpenOptions, Storage,
-    check::{Finding, Severity},
     map::{MapKind, MapRange, map},
     vhdx,
 };
 use std::{
-    fmt, io,
+    io,
     path::{Path, PathBuf},
     sync::Arc,
 };
 
 /// The result of a check of one file of either format.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Report {
-    /// What is wrong, worst first.
-    pub findings: Vec<Finding>,
-    /// Whether it is a differencing disk; false if it is too damaged to tell.
-    pub has_parent: bool,
-    /// Blocks in the file.
-    pub blocks: u32,
-    /// Bytes between structures that belong to nothing.
-    pub unused_bytes: u64,
-}
-
-impl Report {
-    /// The worst severity; `None` if there is no finding.
-    #[must_use]
-    pub fn worst(&self) -> Option<Severity> {
-        self.findings.iter().map(|finding| finding.severity).max()
-    }
-
-    /// Whether the disk can be used as it is: no finding is an error.
-    #[must_use]
-    pub fn is_usable(&self) -> bool {
-        self.worst() != Some(Severity::Error)
-    }
-}
-
-impl fmt::Display for Report {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.findings.iter().try_for_each(|one| writeln!(f, "{}: {}: {}", one.severity, one.rule, one.text))
-    }
-}
-
-impl From<backstay_vhd::check::Report> for Report {
-    fn from(report: backstay_vhd::check::Report) -> Self {
-        let has_parent = report.info.as_ref().is_some_and(|info| info.parent.is_some());
-        let (blocks, unused_bytes) = (report.blocks, report.unused_bytes);
-        Self { findings: report.findings, has_parent, blocks, unused_bytes }
-    }
-}
-
-impl From<vhdx::check::Report> for Report {
-    fn from(report: vhdx::check::Report) -> Self {
-        let has_parent = report.info.as_ref().is_some_and(|info| info.parent.is_some());
-        let (blocks, unused_bytes) = (report.blocks, report.unused_bytes);
-        Self { findings: report.findings, has_parent, blocks, unused_bytes }
-    }
-}
+pub type Report = backstay_vhd::check::Report<ImageInfo>;
 
 /// Why a disk could not be mapped.
 #[derive(Debug, thiserror::Error)]
@@ -159,8 +113,14 @@ pub(crate) fn check_image(
     options: &DiskOptions,
 ) -> Report {
     match format {
-        Format::Vhd => backstay_vhd::check::check(file.as_ref() as &dyn Storage, &how(path, options)).into(),
-        Format::Vhdx => vhdx::check::check(&(Arc::clone(file) as Arc<dyn Storage>)).into(),
+        Format::Vhd => {
+            let report = backstay_vhd::check::check(file.as_ref() as &dyn Storage, &how(path, options));
+            report.map_info(|info| ImageInfo::Vhd(Box::new(info)))
+        }
+        Format::Vhdx => {
+            let report = vhdx::check::check(&(Arc::clone(file) as Arc<dyn Storage>));
+            report.map_info(|info| ImageInfo::Vhdx(Box::new(info)))
+        }
     }
 }
 

@@ -47,20 +47,27 @@ pub struct Finding {
     pub repairable: bool,
 }
 
-/// The result of a check.
+/// The result of a check of a file, of whichever format `I` says.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Report {
+pub struct Report<I = ImageInfo> {
     /// What the file says about itself; `None` if it is too damaged to tell.
-    pub info: Option<ImageInfo>,
+    pub info: Option<I>,
     /// What is wrong, worst first.
     pub findings: Vec<Finding>,
     /// Blocks in the file.
     pub blocks: u32,
-    /// Bytes between blocks that belong to nothing, without alignment.
+    /// Bytes between structures that belong to nothing, without alignment.
     pub unused_bytes: u64,
 }
 
-impl Report {
+impl<I> Report<I> {
+    /// The same with what the file says in another form.
+    #[must_use]
+    pub fn map_info<J>(self, form: impl FnOnce(I) -> J) -> Report<J> {
+        let Self { info, findings, blocks, unused_bytes } = self;
+        Report { info: info.map(form), findings, blocks, unused_bytes }
+    }
+
     /// The worst severity; `None` if there is no finding.
     #[must_use]
     pub fn worst(&self) -> Option<Severity> {
@@ -74,22 +81,18 @@ impl Report {
     }
 }
 
-impl fmt::Display for Report {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        print(&self.findings, f)
-    }
-}
-
 /// One line per finding, and one about all.
-pub(crate) fn print(findings: &[Finding], f: &mut fmt::Formatter<'_>) -> fmt::Result {
-    for finding in findings {
-        let cure = if finding.repairable { " [can be repaired]" } else { "" };
-        writeln!(f, "{}: {}: {}{cure}", finding.severity, finding.rule, finding.text)?;
-    }
-    match findings.iter().map(|finding| finding.severity).max() {
-        None => writeln!(f, "no errors were found"),
-        Some(Severity::Note) => writeln!(f, "no errors were found, {} notes", findings.len()),
-        Some(_) => writeln!(f, "{} findings", findings.len()),
+impl<I> fmt::Display for Report<I> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for finding in &self.findings {
+            let cure = if finding.repairable { " [can be repaired]" } else { "" };
+            writeln!(f, "{}: {}: {}{cure}", finding.severity, finding.rule, finding.text)?;
+        }
+        match self.worst() {
+            None => writeln!(f, "no errors were found"),
+            Some(Severity::Note) => writeln!(f, "no errors were found, {} notes", self.findings.len()),
+            Some(_) => writeln!(f, "{} findings", self.findings.len()),
+        }
     }
 }
 

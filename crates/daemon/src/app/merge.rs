@@ -291,7 +291,7 @@ enum Pass {
     Later,
     /// Nothing until the machine is not saved any more.
     Saved,
-    /// It is not known which files are needed.
+    /// It is not known which files are needed: somebody has to repair something.
     Unknown(Failure),
 }
 
@@ -304,6 +304,7 @@ async fn passes(
 ) -> Result<(), Failure> {
     let holds = [Hold::Vm(vm), Hold::Files(vm)];
     let mut attempts = 0u32;
+    let mut told = String::new();
     loop {
         context.cancellable(true)?;
         let hold = tokio::select! {
@@ -341,8 +342,10 @@ async fn passes(
         };
         let words = failure.full_message();
         context.progress(1, &format!("waiting: {words}"));
-        if hindrance.is_news(attempts) {
+        // Between two attempts there may have been something else to do.
+        if hindrance.is_news(attempts) && told != words {
             tell(app, vm, format!("it is tried again by itself: {words}")).await;
+            told = words;
         }
         pause(context, listens, hindrance.pause(attempts)).await;
         attempts += 1;
@@ -386,7 +389,10 @@ async fn pass(
         let wanted = *rate.borrow();
         keep_rate(app, machine.id, wanted).await?;
     }
-    let machine = finish_deleting(app, &app.inventory.get(machine.id)?).await?;
+    let machine = match finish_deleting(app, &app.inventory.get(machine.id)?).await {
+        Ok(machine) => machine,
+        Err(failure) => return Ok(Pass::Unknown(failure)),
+    };
     stop_former(app, &machine).await?;
     let running = Running { app, context, hold, rate };
     if let Some((merging, slot, bytes_moved)) = finished_meanwhile(&running, &machine).await? {

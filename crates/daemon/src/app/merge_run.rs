@@ -83,7 +83,9 @@ pub(super) async fn merge(
             .into_iter()
             .map(|disk| (disk.slot, disk.chain.iter().map(|file| same_file(file)).collect()))
             .collect();
-        if let Some((slot, chain)) = real.iter().find(|(_, chain)| chain.contains(&merging.upper)) {
+        let has = |file: &PathBuf| real.iter().find(|(_, chain)| chain.contains(file));
+        // With the lower one only, the worker was just told to go on without the upper one: it is off the chain.
+        if let Some((slot, chain)) = has(&merging.upper).or_else(|| has(&merging.lower)) {
             let request = MergeRequest {
                 slot: *slot,
                 upper: name_in(machine, &merging.upper),
@@ -92,20 +94,6 @@ pub(super) async fn merge(
                 rate: *running.rate.borrow(),
             };
             return by_worker(running, machine.id, request).await;
-        }
-        if real.iter().any(|(_, chain)| chain.contains(&merging.lower)) {
-            // The worker was just told to go on without the upper file: it is off the chain.
-            let chain_of_lower = real.iter().find(|(_, chain)| chain.contains(&merging.lower));
-            if let Some((slot, _)) = chain_of_lower {
-                let request = MergeRequest {
-                    slot: *slot,
-                    upper: name_in(machine, &merging.upper),
-                    lower: name_in(machine, &merging.lower),
-                    children: children.to_vec(),
-                    rate: *running.rate.borrow(),
-                };
-                return by_worker(running, machine.id, request).await;
-            }
         }
     }
     by_daemon(running, machine.id, merging, children).await
@@ -166,7 +154,10 @@ async fn by_worker(running: &Running<'_>, vm: VmId, request: MergeRequest) -> Re
     rate.mark_unchanged();
     match workers.call(vm, Request::MergeLayer(request), QUICK).await {
         Ok(_) => {}
-        Err(refused) if refused.code() == ProblemCode::Precondition => return Err(refused),
+        // It merges another layer, or its disks are not as they were looked at: both pass.
+        Err(refused) if refused.code() == ProblemCode::Precondition => {
+            return Err(Failure::because(ProblemCode::InUse, "the merge did not begin", refused));
+        }
         Err(lost) => {
             tracing::debug!(%vm, error = lost.full_message(), "a merge could not begin");
             return Ok(Ran::Stopped);

@@ -53,6 +53,8 @@ pub(super) struct Usage {
     pub(super) chains: Vec<Vec<PathBuf>>,
     /// Chains that could not be opened: what they are made of is not known.
     pub(super) unknown: Vec<String>,
+    /// Some of that may be known in a moment: a file is in use, or a worker does not answer just now.
+    pub(super) unknown_for_now: bool,
 }
 
 impl Usage {
@@ -276,6 +278,7 @@ fn look_through(chains: &Chains, tops: Vec<Top>) -> Usage {
         match top.files(chains) {
             Ok(files) => usage.add(&files, &top.holder),
             Err(error) => {
+                usage.unknown_for_now |= error.code() == ProblemCode::InUse;
                 usage.unknown.push(format!(
                     "{} of '{}': {}",
                     top.path.display(),

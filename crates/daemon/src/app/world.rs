@@ -26,9 +26,7 @@ pub(super) async fn world(app: &App, machine: &Machine) -> Result<Layers, Failur
             machine.name(),
             usage.unknown.join("; ")
         );
-        // What is open now may be looked at in a moment.
-        let passing = usage.unknown.iter().any(|why| why.contains("in use") || why.contains("does not tell"));
-        let code = if passing { ProblemCode::InUse } else { ProblemCode::Precondition };
+        let code = if usage.unknown_for_now { ProblemCode::InUse } else { ProblemCode::Precondition };
         return Err(Failure::new(code, words));
     }
     let folders = disk_folders(app).await?;

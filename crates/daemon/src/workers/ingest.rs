@@ -6,7 +6,7 @@ use crate::app::App;
 use crate::events::Happening;
 use crate::failure::chain;
 use backstay_api::RunInfo;
-use backstay_model::{VmId, VmState};
+use backstay_model::{Merging, VmId, VmState};
 use backstay_worker::client::WorkerClient;
 use backstay_worker::control::{
     CheckpointOutcome, EventFrame, MergeOutcome, Reply, Request, WorkerEvent, WorkerStatus,
@@ -78,9 +78,12 @@ impl Told {
     }
 }
 
+fn merging_of(app: &App, vm: VmId) -> Option<Merging> {
+    app.inventory.get(vm).ok().and_then(|machine| machine.config.merging())
+}
+
 /// A merge that goes on writes to a parent; that its child says so is no reason to worry anybody.
-fn is_of_merge(app: &App, vm: VmId, warning: &str) -> bool {
-    let merging = app.inventory.get(vm).ok().and_then(|machine| machine.config.merging());
+fn is_of_merge(merging: Option<Merging>, warning: &str) -> bool {
     merging.is_some_and(|pair| {
         [pair.upper, pair.lower].iter().all(|file| warning.contains(&file.display().to_string()))
     })
@@ -142,7 +145,7 @@ pub(super) async fn event(app: &Arc<App>, vm: VmId, frame: EventFrame, following
             after: Some(lower.display().to_string()),
             ..Told::new("disk.merged", merge_words(&outcome))
         },
-        WorkerEvent::Warning { message } if is_of_merge(app, vm, &message) => return,
+        WorkerEvent::Warning { message } if is_of_merge(merging_of(app, vm), &message) => return,
         WorkerEvent::Warning { message } => Told::new("vm.warning", message),
     };
     let at = Timestamp::from_millisecond(frame.at_unix_ms).unwrap_or_else(|_| Timestamp::now());
@@ -197,5 +200,25 @@ fn outcome_words(outcome: &CheckpointOutcome) -> String {
             format!("complete: paused for {pause_us} µs, {memory_bytes} bytes of memory in {total_us} µs")
         }
         CheckpointOutcome::Failed { message, .. } => format!("failed: {message}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_pair_that_is_merged_is_not_worried_about() {
+        let pair = Merging { upper: "/s/web_2.avhdx".into(), lower: "/s/web_1.avhdx".into() };
+        let warning = |parent: &str, child: &str| {
+            format!("ide:0:0: {parent} was changed or copied after {child} was made from it")
+        };
+        assert!(is_of_merge(Some(pair.clone()), &warning("/s/web_1.avhdx", "/s/web_2.avhdx")));
+        assert!(!is_of_merge(Some(pair.clone()), &warning("/s/web.vhdx", "/s/web_1.avhdx")));
+        assert!(!is_of_merge(
+            Some(pair),
+            "ide:0:0: /s/web_2.avhdx: writes of a process that died were found"
+        ));
+        assert!(!is_of_merge(None, &warning("/s/web_1.avhdx", "/s/web_2.avhdx")));
     }
 }

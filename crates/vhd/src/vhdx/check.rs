@@ -1,6 +1,6 @@
 //! What is wrong with a file: one finding per broken rule. Reads metadata, never payload, and changes nothing.
 
-use std::{error::Error, fmt, sync::Arc};
+use std::{error::Error, sync::Arc};
 
 use super::{
     bat::State,
@@ -15,37 +15,7 @@ use crate::{
 };
 
 /// The result of a check.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Report {
-    /// What the file says about itself; `None` if it is too damaged to tell.
-    pub info: Option<ImageInfo>,
-    /// What is wrong, worst first.
-    pub findings: Vec<Finding>,
-    /// Blocks in the file.
-    pub blocks: u32,
-    /// Bytes between structures that belong to nothing.
-    pub unused_bytes: u64,
-}
-
-impl Report {
-    /// The worst severity; `None` if there is no finding.
-    #[must_use]
-    pub fn worst(&self) -> Option<Severity> {
-        self.findings.iter().map(|finding| finding.severity).max()
-    }
-
-    /// Whether the disk can be used as it is: no finding is an error.
-    #[must_use]
-    pub fn is_usable(&self) -> bool {
-        self.worst() != Some(Severity::Error)
-    }
-}
-
-impl fmt::Display for Report {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        crate::check::print(&self.findings, f)
-    }
-}
+pub type Report = crate::check::Report<ImageInfo>;
 
 /// Checks a file, its log replayed in memory.
 #[must_use]

@@ -7,7 +7,7 @@ use crate::exit::Fail;
 use crate::output::{self, Column, Format};
 use backstay_api::{DiskCheck, DiskFinding};
 use backstay_disk::fs::HostFs;
-use backstay_disk::{Disk, DiskFormat, DiskOptions, OpenError, Report, check_file};
+use backstay_disk::{Disk, DiskFormat, DiskOptions, ImageInfo, OpenError, Report, check_file};
 use backstay_vhd::check::{Finding, Severity};
 use backstay_vhd::{Storage, repair};
 use clap::{Args, ValueHint};
@@ -83,7 +83,7 @@ fn here(context: &Context, args: &CheckArgs) -> anyhow::Result<Option<DiskCheck>
     }
     let looking = DiskOptions { format: Some(format), ..args.format.read_only() };
     let mut report = check_file(&HostFs::shared(), &args.path, &looking)?;
-    if report.has_parent && report.is_usable() {
+    if report.info.as_ref().is_some_and(ImageInfo::has_parent) && report.is_usable() {
         check_chain(args, &mut report)?;
     }
     Ok(Some(DiskCheck {
