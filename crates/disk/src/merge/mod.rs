@@ -425,6 +425,7 @@ impl Merging {
             buf: Vec::new(),
             moved: 0,
             since_writeback: 0,
+            writeback: None,
             data_moved: 0,
             owed: Vec::new(),
         }

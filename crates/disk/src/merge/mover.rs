@@ -1,8 +1,8 @@
 //! Moving the blocks: a batch at a time, each step in the one order that no crash can make wrong.
 //!
 //! ```text
-//!  1 writes to the batch go to both layers        wait for writes under way
-//!  2 copy what the upper layer holds
+//!  1 writes to some blocks go to both layers      wait for writes under way
+//!  2 copy what the upper layer holds of them       and so on with the rest of the batch
 //!  3 lower counts too: its failures fail requests  wait for writes under way
 //!  4 flush the lower layer                         a crash finds all in the upper layer, still
 //!  5 clear the upper layer's table entries
@@ -28,13 +28,20 @@ use crate::{
 use backstay_vhd::{FileSpan, LayerFormat, ReadExtent, Source, format::footer::CREATOR};
 use std::{
     io::{self, ErrorKind},
-    sync::Arc,
+    sync::{
+        Arc,
+        mpsc::{self, SyncSender},
+    },
+    thread,
 };
 
 /// Bytes of data in a batch.
-const BATCH: u64 = 32 << 20;
+const BATCH: u64 = 64 << 20;
 /// Blocks in a batch: as many are written twice at a time.
-const BATCH_BLOCKS: usize = 256;
+const BATCH_BLOCKS: usize = 512;
+/// Bytes of blocks that are announced to writers at once. A write to one that is announced and not copied yet may have to wait for an
+/// extent of the lower layer; one to a block that is copied finds its place there.
+const ANNOUNCED: u64 = 16 << 20;
 /// Bytes copied at once; a write to the same block waits that long at most.
 const PIECE: u64 = 256 << 10;
 /// Bytes after which the device is told to begin.
@@ -62,6 +69,8 @@ pub(super) struct Mover<'a> {
     pub(super) buf: Vec<u8>,
     pub(super) moved: u64,
     pub(super) since_writeback: u64,
+    /// Wakes the thread that tells the device to begin.
+    pub(super) writeback: Option<SyncSender<()>>,
     /// Bytes of `moved` that occupied space.
     pub(super) data_moved: u64,
     /// Places of moved blocks that still occupy space, and that nobody reads.
@@ -80,6 +89,20 @@ struct Run {
 impl Mover<'_> {
     /// Moves everything. What was moved gives its space back where that helps, also if the merge ends early.
     pub(super) fn run(&mut self) -> Result<(), MergeError> {
+        let file = Arc::clone(&self.lower()?.file);
+        let (wake, woken) = mpsc::sync_channel(1);
+        thread::scope(|scope| {
+            // Handing pages to the device takes a processor as long as copying them does.
+            let begin = move || woken.iter().for_each(|()| file.start_writeback(0, i64::MAX.unsigned_abs()));
+            let thread = thread::Builder::new().name("merge writeback".into()).spawn_scoped(scope, begin);
+            self.writeback = thread.is_ok().then_some(wake);
+            let moved = self.run_to_the_end();
+            self.writeback = None;
+            moved
+        })
+    }
+
+    fn run_to_the_end(&mut self) -> Result<(), MergeError> {
         let mut moved = self.move_all();
         if matches!(moved, Err(MergeError::NoSpace { .. })) && !self.owed.is_empty() {
             self.give_back();
@@ -138,12 +161,13 @@ impl Mover<'_> {
     }
 
     fn batch(&mut self, batch: &[u32]) -> Result<(), MergeError> {
-        if let Some(routing) = &self.routing {
-            routing.copy(batch);
-            self.wait_for_leavers()?;
-        }
-        for block in batch {
-            self.copy_block(*block)?;
+        let announced = as_usize(ANNOUNCED / u64::from(self.upper.block_size().max(512))).max(1);
+        for blocks in batch.chunks(announced) {
+            if let Some(routing) = &self.routing {
+                routing.copy(blocks);
+                self.wait_for_leavers()?;
+            }
+            blocks.iter().try_for_each(|block| self.copy_block(*block))?;
         }
         let mut batch = batch.to_vec();
         if let Some(routing) = &self.routing {
@@ -288,7 +312,9 @@ impl Mover<'_> {
         self.since_writeback += bytes;
         if self.since_writeback >= WRITEBACK {
             self.since_writeback = 0;
-            self.lower()?.file.start_writeback(0, i64::MAX.unsigned_abs());
+            if let Some(writeback) = &self.writeback {
+                let _is_at_it_already = writeback.try_send(());
+            }
         }
         self.control.step(MergeStep::Copied);
         Ok(())
