@@ -136,7 +136,8 @@ fn registered(bench: &Bench, report: &mut Report) -> Result<()> {
     let mut host = host(bench);
     clones(&host, REGISTERED);
     let mut list = Row::new("scale, 1,000 machines: vm list", "ms", Some(Goal::Limit(100.0)));
-    let mut start = Row::new("scale, 1,000 machines: start of the daemon until the list is there", "ms", None);
+    let mut start =
+        Row::new("scale, 1,000 machines: start of the daemon until the list is there", "ms", None);
     for round in 0..=bench.rounds {
         host.kill_daemon();
         let began = Instant::now();
