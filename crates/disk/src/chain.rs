@@ -1,6 +1,7 @@
 //! A differencing disk and its parents, down to the one that has none.
 
 use crate::{
+    compact::Holds,
     error::OpenError,
     fs::FileSystem,
     image::ImageInfo,
@@ -30,6 +31,8 @@ pub(crate) struct Chain {
     pub(crate) warnings: Vec<ChainWarning>,
     /// Set while the top moves into its parent.
     pub(crate) routing: Option<Arc<Routing>>,
+    /// Set while the top is compacted.
+    pub(crate) holds: Option<Arc<Holds>>,
     /// Set by `close`: every later request is refused.
     pub(crate) closed: bool,
 }
@@ -209,7 +212,11 @@ impl Chain {
             layers.push(Arc::new(parent));
         }
         warnings.extend(layers.iter().flat_map(|layer| warnings_of(layer)));
-        Ok(Self { layers, warnings, routing: None, closed: false })
+        Ok(Self { layers, warnings, routing: None, holds: None, closed: false })
+    }
+
+    pub(crate) fn has_holds(&self) -> bool {
+        self.holds.is_some()
     }
 
     pub(crate) fn top(&self) -> Option<&Arc<Layer>> {

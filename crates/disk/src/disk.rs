@@ -238,12 +238,22 @@ impl Disk {
         if chain.closed { Err(MetaError::Closed.into()) } else { Ok(chain) }
     }
 
-    /// Enters the gate for a request that changes something.
-    pub(crate) fn enter_to_write(&self) -> io::Result<Using<'_, Chain>> {
+    /// Enters the gate for a request that changes something in that range.
+    pub(crate) fn enter_to_write(&self, offset: u64, len: u64) -> io::Result<Using<'_, Chain>> {
         if self.options.read_only {
             return Err(MetaError::ReadOnly.into());
         }
-        self.enter()
+        loop {
+            let chain = self.enter()?;
+            match &chain.holds {
+                Some(holds) if holds.meets(offset, len) => {
+                    let holds = Arc::clone(holds);
+                    drop(chain);
+                    holds.wait(offset, len);
+                }
+                _ => return Ok(chain),
+            }
+        }
     }
 
     pub(crate) fn changed(&self, offset: u64, len: u64) {

@@ -93,10 +93,7 @@ impl Layer {
                 if len == 0 {
                     return Err(OpenError::Empty { path });
                 }
-                let size = len.next_multiple_of(SECTOR);
-                let body = Body::Raw(Raw::default());
-                let file_writable = mode.writable;
-                return Ok(Self { path, file, body, size, info: None, file_writable, warning: None });
+                return Ok(Self::raw(path, file, len.next_multiple_of(SECTOR), mode.writable));
             }
             DiskFormat::Vhd => Format::Vhd,
             DiskFormat::Vhdx => Format::Vhdx,
@@ -105,6 +102,11 @@ impl Layer {
             ImageMode { format, size_rule: options.size_rule, writable: mode.writable, data_write: None };
         let (image, warning) = open_image(fs, &path, &file, how, options)?;
         Ok(Self::of_image(path, file, image, mode.writable, warning))
+    }
+
+    /// A layer of a raw file of that size.
+    pub(crate) fn raw(path: PathBuf, file: Arc<dyn DiskFile>, size: u64, file_writable: bool) -> Self {
+        Self { path, file, body: Body::Raw(Raw::default()), size, info: None, file_writable, warning: None }
     }
 
     /// A layer of an image that is open.
@@ -126,6 +128,16 @@ impl Layer {
         options: &DiskOptions,
     ) -> Result<Self, OpenError> {
         self.reopen_on(Arc::clone(&self.file), fs, options, NextIdentity::Fresh)
+    }
+
+    /// As [`Layer::reopen_writable`], known to its children by `next` once it is written to.
+    pub(crate) fn reopen_as(
+        &self,
+        fs: &Arc<dyn FileSystem>,
+        options: &DiskOptions,
+        next: NextIdentity,
+    ) -> Result<Self, OpenError> {
+        self.reopen_on(Arc::clone(&self.file), fs, options, next)
     }
 
     fn reopen_on(

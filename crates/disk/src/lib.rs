@@ -26,6 +26,7 @@
 
 mod backend;
 mod chain;
+mod compact;
 mod convert;
 mod create;
 mod disk;
@@ -42,6 +43,7 @@ pub mod nbd;
 mod options;
 mod parent;
 mod quiesce;
+mod resize;
 mod saved_state;
 mod seams;
 mod served;
@@ -59,6 +61,7 @@ pub use backstay_vhd::Kinship;
 
 pub use backend::{Backend, BlockStatus, ZeroMode};
 pub use chain::{ChainWarning, MAX_DEPTH};
+pub use compact::{CompactError, CompactPlan, Compacted, compact_offline, plan_compact};
 pub use convert::{ConvertError, ConvertReport, ConvertRequest, ConvertTo, Progress, convert, plan_convert};
 pub use create::{CreateError, DEFAULT_BLOCK_SIZE, Identity, NewDisk, NewDiskPlan, create_disk};
 pub use disk::{CloseError, Disk, LayerInfo};
@@ -71,6 +74,7 @@ pub use merge::{
     plan_merge, reparent,
 };
 pub use options::{DiskFormat, DiskOptions};
+pub use resize::{Grown, NewSize, ResizeError, ResizePlan, UsedBy, plan_resize, resize_offline};
 pub use saved_state::mark_saved_state;
 pub use seams::{ChangedRanges, WriteGate};
 pub use served::{DiskRange, FileRange};

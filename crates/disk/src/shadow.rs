@@ -235,6 +235,10 @@ impl Shadow for ShadowFile {
 
     fn forget(&self, block: u32) -> io::Result<()> {
         let known = self.slots.get(block as usize).ok_or_else(|| Self::outside(block))?;
+        // Known are those that were found and those that were put.
+        if known.load(Acquire) == 0 {
+            return Ok(());
+        }
         self.file.write_at(le::U32::new(0).as_bytes(), self.slot_at(block))?;
         known.store(0, Release);
         Ok(())

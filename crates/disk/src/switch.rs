@@ -85,6 +85,12 @@ pub enum SwitchError {
         /// Top of the chain.
         path: PathBuf,
     },
+    /// Its blocks are being moved.
+    #[error("{} is being compacted; cancel that first, it can go on later", path.display())]
+    Compacting {
+        /// Top of the chain.
+        path: PathBuf,
+    },
     /// The layer below cannot be written to by this process.
     #[error("{} was not put on by this process, or has no parent, so it cannot be taken off while the disk is open", path.display())]
     NotSwitched {
@@ -297,7 +303,8 @@ fn can_be_taken_off(chain: &Chain) -> Result<(), SwitchError> {
         return Err(SwitchError::NotSwitched { path: child.path.clone() });
     }
     match child.image().map(LayerFormat::is_blank) {
-        Some(Ok(true)) => Ok(()),
+        // One that has grown since says so.
+        Some(Ok(true)) if child.size == parent.size => Ok(()),
         _ => Err(SwitchError::NotEmpty { path: child.path.clone() }),
     }
 }
@@ -334,6 +341,9 @@ fn writable_top(disk: &Disk) -> Result<Arc<Layer>, SwitchError> {
 }
 
 fn not_merging(chain: &Chain) -> Result<(), SwitchError> {
+    if chain.has_holds() {
+        return Err(SwitchError::Compacting { path: path_of_top(chain) });
+    }
     match chain.routing {
         None => Ok(()),
         Some(_) => Err(SwitchError::Merging { path: path_of_top(chain) }),

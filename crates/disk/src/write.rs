@@ -20,7 +20,7 @@ const HOLE: u64 = 4096;
 
 impl Disk {
     pub(crate) fn write_chain(&self, offset: u64, data: &[u8]) -> io::Result<()> {
-        let chain = self.enter_to_write()?;
+        let chain = self.enter_to_write(offset, data.len() as u64)?;
         match &chain.routing {
             None => write_layers(&chain.layers, offset, data)?,
             Some(routing) => routing.write(&chain.layers, offset, data)?,
@@ -30,7 +30,7 @@ impl Disk {
     }
 
     pub(crate) fn zero_chain(&self, offset: u64, len: u64, mode: ZeroMode) -> io::Result<()> {
-        let chain = self.enter_to_write()?;
+        let chain = self.enter_to_write(offset, len)?;
         match &chain.routing {
             None => zero_layers(&chain.layers, offset, len, mode)?,
             Some(routing) => routing.zero(&chain.layers, offset, len, mode)?,
@@ -40,7 +40,7 @@ impl Disk {
     }
 
     pub(crate) fn trim_chain(&self, offset: u64, len: u64) -> io::Result<()> {
-        let chain = self.enter_to_write()?;
+        let chain = self.enter_to_write(offset, len)?;
         match &chain.routing {
             None => trim_layers(&chain.layers, offset, len)?,
             Some(routing) => routing.trim(&chain.layers, offset, len)?,

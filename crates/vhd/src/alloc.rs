@@ -44,6 +44,8 @@ pub(crate) struct Allocator {
     absent: u32,
     /// The end of the file is ours to tidy up when it closes.
     tidy_at_close: bool,
+    /// Places in use for something else than blocks: start and end.
+    kept: Vec<(u64, u64)>,
 }
 
 /// What an allocator has to know of the file.
@@ -76,6 +78,7 @@ impl Allocator {
             stale: !tidy,
             absent,
             tidy_at_close,
+            kept: Vec::new(),
         }
     }
 
@@ -105,7 +108,15 @@ impl Allocator {
 
     /// A place that [`Allocator::take`] gave is in use for something else than a block.
     pub(crate) fn keep(&mut self, sector: u32) {
-        self.metadata_end = self.metadata_end.max(u64::from(sector) * SECTOR + self.blocks.stored_len());
+        let start = u64::from(sector) * SECTOR;
+        let end = start + self.blocks.stored_len();
+        self.metadata_end = self.metadata_end.max(end);
+        self.kept.push((start, end));
+    }
+
+    /// Places that [`Allocator::keep`] told of.
+    pub(crate) fn kept(&self) -> &[(u64, u64)] {
+        &self.kept
     }
 
     /// Blocks at the end were given away, durably; the last one that is left ends at `blocks_end`.
@@ -114,6 +125,11 @@ impl Allocator {
         if free < self.free {
             (self.free, self.left) = (free, 0);
         }
+    }
+
+    /// The file is cut where its last block ends when it closes, whoever made it.
+    pub(crate) fn tidy_at_close(&mut self) {
+        self.tidy_at_close = true;
     }
 
     /// The footer, wherever it is written next.

@@ -17,10 +17,10 @@ use crate::{
     format::{
         SECTOR,
         bat::{ABSENT, Blocks},
-        footer::{CREATOR, DiskType, FOOTER_LEN},
+        footer::{CREATOR, DiskType, FOOTER_LEN, Footer},
     },
     info::{ImageInfo, Warning},
-    locate::Place,
+    locate::{Found, Place},
     open::{self, Damage, OpenOptions, Parsed, Sparse},
     shadow::Shadow,
 };
@@ -67,6 +67,8 @@ pub(crate) struct SparseImage {
     pub(crate) table_offset: u64,
     /// First byte behind everything, as of the opening.
     pub(crate) first_free: u64,
+    /// Where the structures other than blocks are: start and end.
+    pub(crate) regions: Box<[(u64, u64)]>,
     /// The block allocation table.
     pub(crate) table: Box<[AtomicU32]>,
     pub(crate) allocator: Mutex<Allocator>,
@@ -113,10 +115,14 @@ impl Image {
     pub fn open(storage: Arc<dyn Storage>, options: &OpenOptions) -> Result<Self, OpenError> {
         let parsed = open::parse(storage.as_ref(), options, &mut Damage::Refuse)?;
         let Parsed { found, mut info, sparse } = parsed;
-        if options.writable
-            && let Some(sparse) = &sparse
-        {
-            repair_at_open(storage.as_ref(), &found.footer.to_bytes(), found.place, sparse, &mut info)?;
+        if options.writable {
+            match &sparse {
+                Some(sparse) => repair_at_open(storage.as_ref(), &found, sparse, &mut info)?,
+                None if found.place == Place::Inside => {
+                    cut_behind_footer(storage.as_ref(), &found, &mut info)?
+                }
+                None => {}
+            }
         }
         let footer = found.footer.to_bytes();
         let sparse = match sparse {
@@ -297,7 +303,7 @@ impl SparseImage {
         info: &ImageInfo,
         options: &OpenOptions,
     ) -> Self {
-        let Sparse { blocks, header, table, free, .. } = sparse;
+        let Sparse { blocks, header, table, free, regions, .. } = sparse;
         let dynamic = info.disk_type == DiskType::Dynamic;
         let kind = if dynamic {
             SparseKind::Dynamic { full: (0..blocks.count.div_ceil(64)).map(|_| AtomicU64::new(0)).collect() }
@@ -322,6 +328,7 @@ impl SparseImage {
             blocks,
             table_offset: header.table_offset.get(),
             first_free: free,
+            regions: regions.iter().map(|region| (region.start, region.reserved_end)).collect(),
             table: table.into_iter().map(AtomicU32::new).collect(),
             allocator: Mutex::new(allocator),
             kind,
@@ -402,12 +409,18 @@ fn push(out: &mut Vec<ReadExtent>, len: u64, source: Source) {
 /// and table entries that a growing file would make valid.
 fn repair_at_open(
     storage: &dyn Storage,
-    footer: &[u8; FOOTER_LEN],
-    place: Place,
+    found: &Found,
     sparse: &Sparse,
     info: &mut ImageInfo,
 ) -> Result<(), OpenError> {
+    let (footer, place) = (&found.footer.to_bytes(), found.place);
     let mut repaired_any = false;
+    // What it tells of may be overwritten, and then it must not be the only footer that is left.
+    if info.warnings.contains(&Warning::FooterCopyDiffers) && copy_is_dangerous(storage, found)? {
+        storage.write_at(footer, 0).open_context("write the copy of the footer", 0)?;
+        info.warnings.retain(|warning| *warning != Warning::FooterCopyDiffers);
+        repaired_any = true;
+    }
     for index in &sparse.beyond {
         let at = sparse.header.table_offset.get() + u64::from(*index) * 4;
         storage.write_at(&ABSENT.to_be_bytes(), at).open_context("correct the block allocation table", at)?;
@@ -423,6 +436,30 @@ fn repair_at_open(
     if repaired_any {
         storage.flush().open_context("make repairs durable", 0)?;
     }
+    mark_repaired(info);
+    Ok(())
+}
+
+/// Whether the copy of the footer tells of another size, or of a header in another place: what a resize or a change of the
+/// parent leaves that was cut off.
+fn copy_is_dangerous(storage: &dyn Storage, found: &Found) -> Result<bool, OpenError> {
+    let mut copy = [0; FOOTER_LEN];
+    storage.read_at(&mut copy, 0).open_context("read the copy of the footer", 0)?;
+    Ok(Footer::parse(&copy).is_ok_and(|copy| {
+        (copy.current_size, copy.data_offset) != (found.footer.current_size, found.footer.data_offset)
+    }))
+}
+
+/// A fixed disk ends with its footer.
+fn cut_behind_footer(storage: &dyn Storage, found: &Found, info: &mut ImageInfo) -> Result<(), OpenError> {
+    let end = found.data_end + FOOTER_LEN as u64;
+    storage.set_len(end).open_context("cut the end of the file to", end)?;
+    storage.flush().open_context("make repairs durable", 0)?;
+    mark_repaired(info);
+    Ok(())
+}
+
+fn mark_repaired(info: &mut ImageInfo) {
     for warning in &mut info.warnings {
         if let Warning::TrailingFooterBad { repaired }
         | Warning::TrailingFooterForeign { repaired }
@@ -431,5 +468,4 @@ fn repair_at_open(
             *repaired = true;
         }
     }
-    Ok(())
 }

@@ -5,7 +5,9 @@ use std::{fmt::Debug, sync::Arc};
 use uuid::Uuid;
 
 use crate::{
-    DiskType, FileSpan, Image, MetaError, ParentLink, ReadExtent, Storage, WriteExtent, WriteTicket, vhdx,
+    DiskType, FileSpan, Image, MetaError, ParentLink, ReadExtent, Storage, WriteExtent, WriteTicket,
+    compact::{Empty, Layout, Move},
+    vhdx,
 };
 
 /// A disk format with metadata.
@@ -107,6 +109,29 @@ pub trait LayerFormat: Send + Sync + Debug {
     fn drop_blocks(&self, blocks: &[u32]) -> Vec<FileSpan>;
     /// Refuses writes and flushes from now on.
     fn fail(&self);
+    /// What lies where in the file, for a compaction; empty for a fixed disk.
+    fn layout(&self) -> Layout;
+    /// Takes a hole that [`LayerFormat::layout`] told of; false if it is in use by now.
+    fn take_place(&self, place: FileSpan) -> bool;
+    /// Places that nothing needs any more, durably, and where nobody reads.
+    fn free_places(&self, places: &[FileSpan]);
+    /// Blocks lose their places; how they are stored instead. The places they had, which are free after a flush and when
+    /// nobody reads there. Nobody writes to the blocks meanwhile.
+    ///
+    /// # Errors
+    /// If the table cannot be written. The blocks are as before then, or if even that fails the disk takes no more writes.
+    fn forget_blocks(&self, blocks: &[(u32, Empty)]) -> Result<Vec<FileSpan>, MetaError>;
+    /// Items are somewhere else: their bytes are there, durably. A flush makes it so for good. Nobody writes to the blocks
+    /// meanwhile.
+    ///
+    /// # Errors
+    /// As [`LayerFormat::forget_blocks`].
+    fn set_places(&self, moves: &[Move]) -> Result<(), MetaError>;
+    /// Moves a sector bitmap block, durably; only a VHDX has those.
+    ///
+    /// # Errors
+    /// As [`LayerFormat::forget_blocks`].
+    fn move_bitmap(&self, chunk: u32, to: FileSpan) -> Result<(), MetaError>;
 }
 
 /// The requests that both formats have under the same name.
@@ -156,6 +181,24 @@ macro_rules! requests {
         }
         fn fail(&self) {
             self.fail();
+        }
+        fn layout(&self) -> Layout {
+            self.layout()
+        }
+        fn take_place(&self, place: FileSpan) -> bool {
+            self.take_place(place)
+        }
+        fn free_places(&self, places: &[FileSpan]) {
+            self.free_places(places);
+        }
+        fn forget_blocks(&self, blocks: &[(u32, Empty)]) -> Result<Vec<FileSpan>, MetaError> {
+            self.forget_blocks(blocks)
+        }
+        fn set_places(&self, moves: &[Move]) -> Result<(), MetaError> {
+            self.set_places(moves)
+        }
+        fn move_bitmap(&self, chunk: u32, to: FileSpan) -> Result<(), MetaError> {
+            self.move_bitmap(chunk, to)
         }
         fn disk_type(&self) -> DiskType {
             self.info().disk_type

@@ -8,6 +8,7 @@
 mod alloc;
 mod bitmap;
 pub mod check;
+pub mod compact;
 pub mod convert;
 pub mod create;
 mod errors;
@@ -29,6 +30,7 @@ pub mod parent;
 pub mod plan;
 pub mod repair;
 pub mod reparent;
+pub mod resize;
 mod shadow;
 mod storage;
 #[doc(hidden)]

@@ -1,4 +1,4 @@
-//! Which footer counts: the one at the end, an old short one, or the copy at the start.
+//! Which footer counts: the one at the end, an old short one, the copy at the start, or one that a longer file left behind.
 
 use crate::{
     Storage,
@@ -31,6 +31,8 @@ pub(crate) enum Place {
     ShortEnd,
     /// Only the copy at the start is good.
     Start,
+    /// Of a fixed disk, before the end: growing it was cut off, and nothing lies behind.
+    Inside,
 }
 
 impl Found {
@@ -97,8 +99,47 @@ pub(crate) fn footer(storage: &dyn Storage, len: u64) -> Result<Found, OpenError
         (Err(_), Ok(copy)) if copy_is_sparse => {
             Ok(at_start(copy, len, Warning::TrailingFooterBad { repaired: false }))
         }
-        (Err(trailing), copy) => Err(refusal(trailing, copy.err(), &start)),
+        (Err(trailing), copy) => {
+            let inside = match trailing {
+                FooterError::NotAFooter => inside(storage, len)?,
+                _ => None,
+            };
+            inside.map_or_else(|| Err(refusal(trailing, copy.err(), &start)), Ok)
+        }
     }
+}
+
+/// The footer of a fixed disk whose file was made longer and has no footer at its new end: the last bytes of the file
+/// that are not zeros, right behind the disk whose size it tells. Nothing else can look so by chance.
+fn inside(storage: &dyn Storage, len: u64) -> Result<Option<Found>, OpenError> {
+    const LOOK: u64 = 1 << 20;
+    let mut last = None;
+    let mut at = 0;
+    while let Some(data) = storage.next_data(at).open_context("look for a footer", at)? {
+        at = storage.next_hole(data).open_context("look for a footer", data)?.min(len);
+        last = Some((data, at));
+        if at <= data || at >= len {
+            break;
+        }
+    }
+    let Some((data, end)) = last else { return Ok(None) };
+    let mut end = end / LEN * LEN;
+    let lowest = data.max(end.saturating_sub(LOOK));
+    let mut bytes = [0; FOOTER_LEN];
+    while let Some(at) = end.checked_sub(LEN).filter(|at| *at + LEN > lowest) {
+        storage.read_at(&mut bytes, at).open_context("look for a footer", at)?;
+        if bytes.iter().any(|byte| *byte != 0) {
+            let footer = Footer::parse(&bytes).ok().filter(|f| is_fixed(f) && f.current_size.get() == at);
+            return Ok(footer.map(|footer| Found {
+                footer,
+                place: Place::Inside,
+                data_end: at,
+                warnings: vec![Warning::TrailingFooterBad { repaired: false }],
+            }));
+        }
+        end = at;
+    }
+    Ok(None)
 }
 
 fn at_start(footer: Footer, len: u64, warning: Warning) -> Found {

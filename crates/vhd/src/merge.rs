@@ -13,13 +13,19 @@ use std::sync::{PoisonError, atomic::Ordering};
 
 use crate::{
     alloc::FLUSH,
+    compact::{Empty, Item, Layout, Move},
     errors::{IoContext, MetaError},
-    format::{SECTOR, bat::ABSENT},
+    format::{
+        SECTOR,
+        bat::{ABSENT, DATA_ALIGN},
+        footer::FOOTER_LEN,
+        header::HEADER_LEN,
+    },
     image::{Image, SparseImage, SparseKind},
 };
 
 /// A part of the file.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct FileSpan {
     /// Offset in the file, in bytes.
     pub offset: u64,
@@ -60,7 +66,7 @@ impl Image {
     /// If the file cannot be written. The entries are as before then, or if even that fails the disk takes no more writes.
     pub fn clear_entries(&self, blocks: &[u32]) -> Result<(), MetaError> {
         self.check_writable()?;
-        let Some((sparse, _)) = self.differencing() else { return Ok(()) };
+        let Some(sparse) = &self.sparse else { return Ok(()) };
         for (index, block) in blocks.iter().enumerate() {
             if let Err(error) = self.write_entry(sparse, *block, ABSENT) {
                 let back = blocks.iter().take(index + 1);
@@ -76,9 +82,9 @@ impl Image {
         Ok(())
     }
 
-    /// From now on readers find these blocks in the parent. Returns the places they had.
+    /// From now on readers find these blocks in the parent; without one they are zeros. Returns the places they had.
     pub fn drop_blocks(&self, blocks: &[u32]) -> Vec<FileSpan> {
-        let Some((sparse, _)) = self.differencing() else { return Vec::new() };
+        let Some(sparse) = &self.sparse else { return Vec::new() };
         // Nobody adds a block meanwhile.
         let _allocator = sparse.allocator.lock().unwrap_or_else(PoisonError::into_inner);
         let len = sparse.blocks.stored_len();
@@ -87,6 +93,108 @@ impl Image {
             (entry != ABSENT).then(|| FileSpan { offset: u64::from(entry) * SECTOR, len })
         };
         blocks.iter().filter_map(place).collect()
+    }
+
+    /// What lies where in the file, for a compaction.
+    #[must_use]
+    pub fn layout(&self) -> Layout {
+        let mut layout =
+            Layout { items: Vec::new(), holes: Vec::new(), fixed_end: 0, lead: 0, align: DATA_ALIGN };
+        let Some(sparse) = &self.sparse else { return layout };
+        let blocks = sparse.blocks;
+        layout.lead = blocks.bitmap_len;
+        // A place that is handed out and not in the table yet would look like a hole.
+        let allocator = sparse.allocator();
+        let mut taken: Vec<(u64, u64)> = sparse.regions.iter().chain(allocator.kept()).copied().collect();
+        layout.fixed_end = taken.iter().map(|(_, end)| *end).max().unwrap_or(0);
+        for block in 0..blocks.count {
+            let entry = sparse.entry(block);
+            if entry != ABSENT {
+                let span = FileSpan { offset: u64::from(entry) * SECTOR, len: blocks.stored_len() };
+                layout.items.push((Item::Block(block), span));
+            }
+        }
+        layout.items.sort_unstable_by_key(|(_, span)| span.offset);
+        // The place of the header, wherever it is now.
+        taken.push((0, (FOOTER_LEN + HEADER_LEN) as u64));
+        taken.extend(layout.items.iter().map(|(_, span)| (span.offset, span.offset + span.len)));
+        layout.holes = Layout::holes_between(taken, 0);
+        layout
+    }
+
+    /// Takes a hole for a block. New blocks go behind all others, so nobody else does.
+    #[must_use]
+    pub fn take_place(&self, _place: FileSpan) -> bool {
+        self.sparse.is_some()
+    }
+
+    /// Places that nothing needs any more are found by looking at the table.
+    pub fn free_places(&self, _places: &[FileSpan]) {
+        if let Some(sparse) = &self.sparse {
+            sparse.allocator().tidy_at_close();
+        }
+    }
+
+    /// Blocks lose their places. The places they had, which are free after a flush and when nobody reads there.
+    ///
+    /// # Errors
+    /// As [`Image::clear_entries`].
+    pub fn forget_blocks(&self, blocks: &[(u32, Empty)]) -> Result<Vec<FileSpan>, MetaError> {
+        // What hides a parent cannot be said without a block.
+        let blocks: Vec<u32> =
+            blocks.iter().filter(|(_, how)| *how == Empty::Absent).map(|(block, _)| *block).collect();
+        self.forget_shadow(&blocks)?;
+        self.clear_entries(&blocks)?;
+        Ok(self.drop_blocks(&blocks))
+    }
+
+    /// Blocks are somewhere else: their bytes are there, durably. A flush makes it so for good.
+    ///
+    /// # Errors
+    /// As [`Image::clear_entries`].
+    pub fn set_places(&self, moves: &[Move]) -> Result<(), MetaError> {
+        self.check_writable()?;
+        let Some(sparse) = &self.sparse else { return Ok(()) };
+        let moved: Vec<(u32, u32)> = moves
+            .iter()
+            .filter_map(|step| match step.item {
+                Item::Block(block) => Some((block, u32::try_from(step.to.offset / SECTOR).ok()?)),
+                Item::Bitmap(_) => None,
+            })
+            .collect();
+        self.forget_shadow(&moved.iter().map(|(block, _)| *block).collect::<Vec<_>>())?;
+        for (index, (block, entry)) in moved.iter().enumerate() {
+            if let Err(error) = self.write_entry(sparse, *block, *entry) {
+                for (block, _) in moved.iter().take(index + 1) {
+                    if self.write_entry(sparse, *block, sparse.entry(*block)).is_err() {
+                        self.commit.fail();
+                    }
+                }
+                return Err(error);
+            }
+        }
+        for (block, entry) in moved {
+            if let Some(slot) = sparse.table.get(block as usize) {
+                slot.store(entry, Ordering::Release);
+            }
+        }
+        Ok(())
+    }
+
+    /// A VHD has no sector bitmap blocks.
+    ///
+    /// # Errors
+    /// Never.
+    pub fn move_bitmap(&self, _chunk: u32, _to: FileSpan) -> Result<(), MetaError> {
+        Ok(())
+    }
+
+    /// Bits beside the file are known by the place of their block, and are in the file since the last flush.
+    fn forget_shadow(&self, blocks: &[u32]) -> Result<(), MetaError> {
+        let Some(shadow) = self.differencing().and_then(|(_, diff)| diff.shadow.as_ref()) else {
+            return Ok(());
+        };
+        blocks.iter().try_for_each(|block| shadow.forget(*block).meta_context("clear the shadow", 0))
     }
 
     pub(crate) fn write_entry(&self, sparse: &SparseImage, block: u32, entry: u32) -> Result<(), MetaError> {

@@ -7,7 +7,10 @@ use zerocopy::IntoBytes;
 use crate::{
     OpenError, Storage, Warning,
     check::{self, Finding, Severity},
-    format::{bat::ABSENT, footer::DiskType},
+    format::{
+        bat::ABSENT,
+        footer::{DiskType, FOOTER_LEN},
+    },
     locate::Place,
     open::{self, Damage, OpenOptions, Parsed, Sparse},
     plan::{self, Content, PlanError, Step},
@@ -59,15 +62,21 @@ pub fn plan(storage: &dyn Storage, options: &OpenOptions) -> Result<RepairPlan, 
     let damaged = matches!(&damage, Damage::Collect(list) if !list.is_empty());
     // Cutting the end of a file whose blocks are cut off or overlap could destroy what a person can still save.
     if !damaged {
-        sparse_steps(&parsed, &mut steps);
+        file_steps(&parsed, &mut steps);
     }
     let cured = |finding: &Finding| finding.repairable && !damaged;
     let left = report.findings.into_iter().filter(|f| f.severity > Severity::Note && !cured(f)).collect();
     Ok(RepairPlan { steps, left })
 }
 
-fn sparse_steps(parsed: &Parsed, steps: &mut Vec<Step>) {
-    let Some(sparse) = &parsed.sparse else { return };
+fn file_steps(parsed: &Parsed, steps: &mut Vec<Step>) {
+    let Some(sparse) = &parsed.sparse else {
+        if parsed.found.place == Place::Inside {
+            steps.push(Step::SetLen(parsed.found.data_end + FOOTER_LEN as u64));
+            steps.push(Step::Flush);
+        }
+        return;
+    };
     for index in &sparse.beyond {
         steps.push(Step::Write {
             what: format!("\"absent\" for block {index}"),

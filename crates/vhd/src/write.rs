@@ -242,11 +242,9 @@ impl Image {
         self.commit.run(|| self.flush_round())?;
         if let Some(sparse) = &self.sparse {
             let mut allocator = sparse.allocator.lock().unwrap_or_else(PoisonError::into_inner);
-            if matches!(sparse.kind, SparseKind::Differencing(_)) {
-                let ends = (0..sparse.blocks.count).map(|block| sparse.entry(block)).filter(|e| *e != ABSENT);
-                let last = ends.map(|entry| u64::from(entry) * SECTOR + sparse.blocks.stored_len()).max();
-                allocator.give_back_tail(last.unwrap_or(0));
-            }
+            let ends = (0..sparse.blocks.count).map(|block| sparse.entry(block)).filter(|e| *e != ABSENT);
+            let last = ends.map(|entry| u64::from(entry) * SECTOR + sparse.blocks.stored_len()).max();
+            allocator.give_back_tail(last.unwrap_or(0));
             allocator.trim_tail().inspect_err(|_| self.commit.fail())?;
         }
         self.clear_shadow()

@@ -9,4 +9,5 @@ mod disk;
 mod explain;
 mod merge;
 mod reference;
+mod resize;
 mod support;

@@ -52,9 +52,9 @@ pub enum MergeError {
         /// What was to be merged.
         upper: PathBuf,
     },
-    /// One of them was resized.
+    /// The child is the smaller one.
     #[error(
-        "{} is a disk of {upper_size} bytes and its parent {} one of {lower_size}: disks of two sizes are not merged; convert the chain into one file with `backstay disk convert`",
+        "{} is a disk of {upper_size} bytes and its parent {} one of {lower_size}: what the parent has behind the end of its child would come back; convert the chain into one file with `backstay disk convert`",
         upper.display(), lower.display()
     )]
     SizeDiffers {
@@ -66,6 +66,17 @@ pub enum MergeError {
         lower: PathBuf,
         /// Its parent's size in bytes.
         lower_size: u64,
+    },
+    /// The parent is smaller, and could not be made as large.
+    #[error("cannot make {} as large as its child {}", lower.display(), upper.display())]
+    Resize {
+        /// What was to be merged.
+        upper: PathBuf,
+        /// Its parent.
+        lower: PathBuf,
+        /// Why not.
+        #[source]
+        source: Box<crate::resize::ResizeError>,
     },
     /// Its content must stay.
     #[error(

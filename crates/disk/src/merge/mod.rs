@@ -27,8 +27,10 @@ mod route;
 mod slot;
 
 pub use children::reparent;
+pub(crate) use control::Pace;
 pub use control::{MergeControl, MergeProgress, MergeStep};
 pub use error::{MergeError, ReparentError};
+pub(crate) use plan::children_in;
 pub use plan::{MergePlan, plan_merge};
 pub(crate) use route::Routing;
 pub(crate) use slot::MergeSlot;
@@ -42,10 +44,10 @@ use crate::{
     layer::{Layer, LayerMode, NextIdentity, format_of},
     options::{DiskFormat, DiskOptions},
     quiesce::Quiet,
+    resize::grow_layer,
 };
 use backstay_vhd::{LayerFormat, vhdx::Locator};
 use children::{is_empty_child, reparent_closed, reparent_in_chain, was_merged_into};
-use control::Pace;
 use mover::Mover;
 use std::{
     path::{Path, PathBuf},
@@ -148,9 +150,11 @@ impl Disk {
                 Arc::new(upper.map_err(failed)?)
             }
         };
-        let lower = announce(&upper, &pair.lower)
-            .and_then(|next| pair.lower.strengthen(&self.fs, &self.options, next).map_err(failed));
-        let lower = lower.map(Arc::new).inspect_err(|_| {
+        let lower = announce(&upper, &pair.lower).and_then(|next| {
+            let lower = pair.lower.strengthen(&self.fs, &self.options, next).map_err(failed)?;
+            self.as_large(Arc::new(lower), &upper, &pair, next)
+        });
+        let lower = lower.inspect_err(|_| {
             pair.give_back(None, (!pair.is_top).then_some(&upper));
         })?;
         let merging = Merging { upper, lower, is_top: pair.is_top };
@@ -159,6 +163,25 @@ impl Disk {
             pair.give_back(Some(&merging.lower), (!pair.is_top).then_some(&merging.upper));
         }
         installed.map(|()| merging)
+    }
+
+    /// A parent that is smaller than its child grows first: what is new in it reads as zeros, as it did without.
+    fn as_large(
+        &self,
+        lower: Arc<Layer>,
+        upper: &Layer,
+        pair: &Pair,
+        next: NextIdentity,
+    ) -> Result<Arc<Layer>, MergeError> {
+        if lower.size >= upper.size {
+            return Ok(lower);
+        }
+        let grown = grow_layer(&self.fs, &self.options, &lower, upper.size, next);
+        grown.map(Arc::new).map_err(|source| {
+            pair.give_back(Some(&lower), None);
+            let (upper, lower) = (upper.path.clone(), lower.path.clone());
+            MergeError::Resize { upper, lower, source: Box::new(source) }
+        })
     }
 
     fn install(&self, pair: &Pair, merging: &Merging) -> Result<(), MergeError> {
@@ -460,7 +483,7 @@ fn announce(upper: &Layer, lower: &Layer) -> Result<NextIdentity, MergeError> {
 
 /// Whether one can be merged into the other at all.
 fn check_pair(upper: &Layer, lower: &Layer) -> Result<(), MergeError> {
-    if upper.size != lower.size {
+    if upper.size < lower.size {
         return Err(MergeError::SizeDiffers {
             upper: upper.path.clone(),
             upper_size: upper.size,

@@ -23,6 +23,8 @@ pub struct MergePlan {
     pub upper: PathBuf,
     /// Its parent.
     pub lower: PathBuf,
+    /// The parent is smaller, and gets this size first.
+    pub grows_to: Option<u64>,
     /// What kind of disk the parent is.
     pub lower_type: DiskType,
     /// Blocks to be moved.
@@ -40,6 +42,9 @@ pub struct MergePlan {
 impl fmt::Display for MergePlan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { upper, lower, blocks, bytes, .. } = self;
+        if let Some(size) = self.grows_to {
+            writeln!(f, "make {} a disk of {size} bytes", lower.display())?;
+        }
         writeln!(f, "move {bytes} bytes in {blocks} blocks of {} into its parent", upper.display())?;
         writeln!(f, "  {}, a {} disk", lower.display(), self.lower_type)?;
         for child in &self.children {
@@ -86,6 +91,7 @@ pub fn plan_merge(
     Ok(MergePlan {
         upper: upper.path.clone(),
         lower: lower.path.clone(),
+        grows_to: (lower.size < upper.size).then_some(upper.size),
         lower_type: info.disk_type(),
         blocks: held.len() as u64,
         bytes,
@@ -100,7 +106,7 @@ pub fn plan_merge(
 }
 
 /// The differencing disks in these folders and the ids of their parents, also those that cannot be opened.
-fn children_in(
+pub(crate) fn children_in(
     fs: &Arc<dyn FileSystem>,
     folders: &[&Path],
 ) -> Result<Vec<(PathBuf, Vec<Uuid>)>, KinshipError> {

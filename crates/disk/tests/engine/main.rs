@@ -3,6 +3,8 @@
 #![expect(clippy::unwrap_used, reason = "a panic in a test is the report")]
 
 mod chain;
+mod compact;
+mod compact_crash;
 mod convert;
 mod crash;
 mod fallback;
@@ -12,6 +14,9 @@ mod leftovers;
 mod merge;
 mod merge_crash;
 mod model;
+mod resize;
+mod resize_crash;
+mod shrink;
 mod simfs;
 mod space;
 mod stress;

@@ -162,7 +162,7 @@ impl World {
 }
 
 /// One request of the guest.
-fn guest(machine: &mut Machine, rng: &mut Rng) -> std::io::Result<()> {
+pub fn guest(machine: &mut Machine, rng: &mut Rng) -> std::io::Result<()> {
     match rng.below(10) {
         0..=4 => machine.write(rng),
         5 => machine.zero(rng),

@@ -3,7 +3,9 @@
 use crate::support::{
     BLOCK_SIZE, Form, assert_same, child_of, dynamic, folder, make, open, read_all, with_shadow,
 };
-use backstay_disk::{Backend, Disk, DiskOptions, Identity, NewDisk, ZeroMode, switch_all, switch_back_all};
+use backstay_disk::{
+    Backend, Disk, DiskOptions, Identity, MergeControl, NewDisk, ZeroMode, switch_all, switch_back_all,
+};
 use proptest::prelude::*;
 use std::{path::PathBuf, sync::Arc};
 
@@ -42,6 +44,11 @@ enum Step {
     },
     Switch,
     SwitchBack,
+    /// So many sectors more.
+    Grow {
+        sectors: u64,
+    },
+    Compact,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -68,6 +75,8 @@ fn step() -> impl Strategy<Value = Step> {
         1 => any::<bool>().prop_map(|shadow| Step::Die { shadow }),
         1 => Just(Step::Switch),
         1 => Just(Step::SwitchBack),
+        1 => (1..3000_u64).prop_map(|sectors| Step::Grow { sectors }),
+        1 => Just(Step::Compact),
     ]
 }
 
@@ -142,26 +151,14 @@ impl World {
     }
 
     fn apply(&mut self, step: &Step) {
+        // Every other range lies at the end of the disk, wherever that is by now.
+        let grown = self.model.len() as u64 / 512 - SECTORS;
+        let placed = |sector: u64| if sector.is_multiple_of(2) { sector } else { sector + grown };
         match *step {
-            Step::Write { sector, count, byte } => {
-                self.bytes(sector, count).fill(byte);
-                let data = self.bytes(sector, count).to_vec();
-                self.disk.write(sector * 512, &data).unwrap();
-            }
-            Step::WritePatchy { sector, count, seed } => {
-                let mut rng = backstay_vhd::testing::Rng::new(seed);
-                for page in self.bytes(sector, count).chunks_mut(1024) {
-                    page.fill(if rng.one_in(3) { 0xc3 } else { 0 });
-                }
-                let data = self.bytes(sector, count).to_vec();
-                self.disk.write(sector * 512, &data).unwrap();
-            }
-            Step::Zero { sector, count, unmap } => {
-                self.bytes(sector, count).fill(0);
-                let mode = ZeroMode { may_unmap: unmap, fast_only: false };
-                self.disk.write_zeroes(sector * 512, count * 512, mode).unwrap();
-            }
-            Step::Trim { sector, count } => self.trim(sector, count),
+            Step::Write { sector, count, byte } => self.write(placed(sector), count, byte),
+            Step::WritePatchy { sector, count, seed } => self.write_patchy(placed(sector), count, seed),
+            Step::Zero { sector, count, unmap } => self.zero(placed(sector), count, unmap),
+            Step::Trim { sector, count } => self.trim(placed(sector), count),
             Step::Flush => self.disk.flush().unwrap(),
             Step::Reopen { shadow } => {
                 self.disk.close().unwrap();
@@ -178,6 +175,41 @@ impl World {
             }
             Step::Switch => self.switch(),
             Step::SwitchBack => self.switch_back(),
+            Step::Grow { sectors } => {
+                let size = self.model.len() as u64 + sectors * 512;
+                self.disk.grow(size).unwrap();
+                self.model.resize(usize::try_from(size).unwrap(), 0);
+            }
+            Step::Compact => self.compact(),
+        }
+    }
+
+    fn write(&mut self, sector: u64, count: u64, byte: u8) {
+        self.bytes(sector, count).fill(byte);
+        let data = self.bytes(sector, count).to_vec();
+        self.disk.write(sector * 512, &data).unwrap();
+    }
+
+    fn write_patchy(&mut self, sector: u64, count: u64, seed: u64) {
+        let mut rng = backstay_vhd::testing::Rng::new(seed);
+        for page in self.bytes(sector, count).chunks_mut(1024) {
+            page.fill(if rng.one_in(3) { 0xc3 } else { 0 });
+        }
+        let data = self.bytes(sector, count).to_vec();
+        self.disk.write(sector * 512, &data).unwrap();
+    }
+
+    fn zero(&mut self, sector: u64, count: u64, unmap: bool) {
+        self.bytes(sector, count).fill(0);
+        let mode = ZeroMode { may_unmap: unmap, fast_only: false };
+        self.disk.write_zeroes(sector * 512, count * 512, mode).unwrap();
+    }
+
+    fn compact(&self) {
+        let top = &self.disk.chain()[0];
+        match self.disk.compact(&MergeControl::new()) {
+            Ok(done) => assert!(done.new_len <= done.old_len && top.grows(), "{done:?}"),
+            Err(error) => assert!(!top.grows(), "{error}"),
         }
     }
 
@@ -230,7 +262,7 @@ impl World {
     fn check(&self, when: &str) {
         assert_same(&read_all(&self.disk), &self.model, when);
         // What is reported as zero must be zero, and the runs must cover the disk.
-        let runs = self.disk.block_status(0, SECTORS * 512, usize::MAX).unwrap();
+        let runs = self.disk.block_status(0, self.model.len() as u64, usize::MAX).unwrap();
         let mut at = 0;
         for run in &runs {
             let len = usize::try_from(run.len).unwrap();

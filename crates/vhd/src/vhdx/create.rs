@@ -159,6 +159,7 @@ pub fn plan(options: &CreateOptions) -> Result<CreatePlan, CreateError> {
         leave_blocks_allocated: disk_type == DiskType::Fixed,
         has_parent: differencing,
         size: options.size,
+        size_at: 0,
         disk_id: options.disk_id,
         logical_sector: options.logical_sector,
         physical_sector: options.physical_sector,

@@ -4,7 +4,7 @@ use std::{
     fmt,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, AtomicU8, Ordering},
+        atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering},
     },
 };
 
@@ -49,8 +49,14 @@ pub struct Image {
     /// The session's level, for those who only look.
     pub(crate) level: AtomicU8,
     pub(crate) parent: Mutex<ParentPlace>,
-    /// First byte behind all regions.
-    pub(crate) regions_end: u64,
+    /// Regions, the log among them.
+    pub(crate) regions: Box<[Region]>,
+    /// That of the block allocation table.
+    pub(crate) bat: Region,
+    /// Where the virtual size is stored.
+    pub(crate) size_at: u64,
+    /// First byte behind all regions, and behind what a resize has added.
+    pub(crate) regions_end: AtomicU64,
 }
 
 /// What only a differencing disk has.
@@ -108,6 +114,7 @@ impl Image {
             header,
             mut view,
             bat,
+            regions,
             metadata_region,
             metadata,
             geometry,
@@ -157,7 +164,10 @@ impl Image {
             session,
             level: AtomicU8::new(0),
             parent: Mutex::new(parent),
-            regions_end,
+            regions: regions.into_boxed_slice(),
+            bat,
+            size_at: metadata.size_at,
+            regions_end: AtomicU64::new(regions_end),
         };
         image.adopt_shadow()?;
         Ok(image)

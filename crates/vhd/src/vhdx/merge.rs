@@ -2,6 +2,8 @@
 //! order as [`crate::Image::clear_entries`] and its neighbours; a block that reads as zeros is held too, since the parent
 //! may have something else.
 
+use std::sync::atomic::Ordering;
+
 use crate::{FileSpan, MetaError};
 
 use super::{
@@ -57,7 +59,7 @@ impl Image {
         result
     }
 
-    fn log_entries(&self, blocks: &[u32], entry: impl Fn(u32) -> Entry) -> Result<(), MetaError> {
+    pub(crate) fn log_entries(&self, blocks: &[u32], entry: impl Fn(u32) -> Entry) -> Result<(), MetaError> {
         let Some(mut session) = self.lock_session() else { return Err(MetaError::ReadOnly) };
         self.check_writable()?;
         let changed = (|| {
@@ -103,6 +105,6 @@ impl Image {
             let places = (0..self.geometry.chunks).filter_map(|chunk| diff.bitmap(chunk));
             places.max().map(|place| place + super::layout::BITMAP_BLOCK_LEN)
         });
-        blocks.into_iter().chain(bitmaps).fold(self.regions_end, u64::max)
+        blocks.into_iter().chain(bitmaps).fold(self.regions_end.load(Ordering::Acquire), u64::max)
     }
 }

@@ -73,6 +73,8 @@ pub(crate) struct Metadata {
     pub(crate) leave_blocks_allocated: bool,
     pub(crate) has_parent: bool,
     pub(crate) size: u64,
+    /// Where the size is, from the start of the file; 0 in a new one.
+    pub(crate) size_at: u64,
     pub(crate) disk_id: Uuid,
     pub(crate) logical_sector: u32,
     pub(crate) physical_sector: u32,
@@ -274,6 +276,7 @@ fn fixed_items(items: &Items<'_>) -> Result<Metadata, OpenError> {
         leave_blocks_allocated: flags & LEAVE_BLOCKS_ALLOCATED != 0,
         has_parent: flags & HAS_PARENT != 0,
         size,
+        size_at: at,
         disk_id: guid(id),
         logical_sector,
         physical_sector,

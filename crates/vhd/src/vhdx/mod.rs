@@ -5,6 +5,7 @@
 
 mod bat;
 pub mod check;
+mod compact;
 pub mod convert;
 pub mod create;
 mod errors;
@@ -24,6 +25,7 @@ mod pages;
 pub mod parent;
 mod places;
 mod region;
+pub mod resize;
 mod session;
 mod space;
 mod view;

@@ -58,6 +58,8 @@ pub(crate) struct Parsed {
     pub(crate) header: CurrentHeader,
     pub(crate) view: View,
     pub(crate) bat: Region,
+    /// All of them.
+    pub(crate) regions: Vec<Region>,
     pub(crate) metadata_region: Region,
     pub(crate) metadata: Metadata,
     pub(crate) geometry: Geometry,
@@ -127,6 +129,7 @@ pub(crate) fn parse(
         header,
         view,
         bat: regions.bat,
+        regions: regions.all,
         metadata_region: regions.metadata,
         metadata,
         geometry,

@@ -213,6 +213,20 @@ pub(crate) fn table(metadata: (u64, u32), bat: (u64, u32)) -> Vec<u8> {
     bytes
 }
 
+/// A table in which the block allocation table is somewhere else; `None` if it is none.
+pub(crate) fn with_bat(table: &[u8], bat: Region) -> Option<Vec<u8>> {
+    let index = parse(table).ok()?.iter().position(|(region, _)| region.id == BAT_REGION)?;
+    let at = usize::try_from(ENTRIES_AT).ok()? + index * size_of::<TableEntry>();
+    let mut bytes = table.to_vec();
+    let slot = bytes.get_mut(at..at + size_of::<TableEntry>())?;
+    let mut entry = TableEntry::read_from_bytes(slot).ok()?;
+    entry.offset.set(bat.offset);
+    entry.length.set(bat.length);
+    slot.copy_from_slice(entry.as_bytes());
+    reseal(&mut bytes);
+    Some(bytes)
+}
+
 /// Gives a table the checksum that belongs to it.
 pub(crate) fn reseal(bytes: &mut [u8]) {
     let sum = checksum(bytes, CHECKSUM_AT).to_le_bytes();

@@ -204,6 +204,18 @@ impl Session {
         }
     }
 
+    /// Puts all metadata in their places, durably. No entry before this is needed after the next one that is durable.
+    pub(crate) fn settle(&mut self) -> Result<(), MetaError> {
+        self.sync()?;
+        self.put_pages()?;
+        self.sync()
+    }
+
+    /// A sync under the lock.
+    pub(crate) fn sync_now(&mut self) -> Result<(), MetaError> {
+        self.sync()
+    }
+
     fn append(&mut self, pages: &[(u64, &[u8; super::layout::PAGE_LEN])]) -> Result<(), MetaError> {
         // Never more than is so: a file shorter than this counts as cut off.
         let flushed = self.flushed_len / MIB * MIB;
@@ -248,6 +260,11 @@ impl Session {
         self.pages.edited_len() < LogRing::max_pages()
     }
 
+    /// Reads bytes of metadata as they are after all edits.
+    pub(crate) fn read(&self, buf: &mut [u8], offset: u64) -> Result<(), MetaError> {
+        self.pages.read(self.storage.as_ref(), buf, offset).meta_context("read metadata", offset)
+    }
+
     /// Edits bytes of metadata.
     pub(crate) fn edit(&mut self, offset: u64, bytes: &[u8]) -> Result<(), MetaError> {
         self.pages.edit(self.storage.as_ref(), offset, bytes).meta_context("read metadata", offset)
@@ -258,11 +275,16 @@ impl Session {
         self.edit(self.bat_at + self.geometry.entry_at(block), &entry.to_bytes())
     }
 
+    /// Edits the entry of a chunk's sector bitmap block.
+    pub(crate) fn set_bitmap(&mut self, chunk: u32, place: u64) -> Result<(), MetaError> {
+        let entry = Entry::at(State::Full, place);
+        self.edit(self.bat_at + self.geometry.bitmap_entry_at(chunk), &entry.to_bytes())
+    }
+
     /// Gives a chunk its sector bitmap block, all clear; its place.
     pub(crate) fn add_bitmap(&mut self, chunk: u32) -> Result<u64, MetaError> {
         let place = self.space.take(BITMAP_BLOCK_LEN)?;
-        let entry = Entry::at(State::Full, place);
-        self.edit(self.bat_at + self.geometry.bitmap_entry_at(chunk), &entry.to_bytes())?;
+        self.set_bitmap(chunk, place)?;
         Ok(place)
     }
 

@@ -75,6 +75,55 @@ impl Space {
         self.storage.flush().meta_context(FLUSH, place)
     }
 
+    /// Places that may be taken, ascending.
+    pub(crate) fn holes(&self) -> Vec<(u64, u64)> {
+        let mut all: Vec<(u64, u64)> = self.gaps.iter().chain(&self.clean).copied().collect();
+        all.sort_unstable();
+        let mut joined: Vec<(u64, u64)> = Vec::new();
+        for (start, end) in all {
+            match joined.last_mut() {
+                Some(last) if start <= last.1 => last.1 = last.1.max(end),
+                _ => joined.push((start, end)),
+            }
+        }
+        joined
+    }
+
+    /// Takes that place, whatever lies there; false if it is in use by now.
+    pub(crate) fn take_at(&mut self, place: u64, len: u64) -> bool {
+        let end = place + len;
+        let free: u64 = [&self.gaps, &self.clean]
+            .into_iter()
+            .flatten()
+            .map(|(start, stop)| end.min(*stop).saturating_sub(place.max(*start)))
+            .sum();
+        if free < len {
+            return false;
+        }
+        for list in [&mut self.gaps, &mut self.clean] {
+            let split = |(start, stop): (u64, u64)| match start < end && place < stop {
+                true => [(start, place.max(start)), (end.min(stop), stop)],
+                false => [(start, stop), (stop, stop)],
+            };
+            *list = list.drain(..).flat_map(split).filter(|(start, stop)| start < stop).collect();
+        }
+        true
+    }
+
+    /// Places that nothing needs any more. They hold old bytes.
+    pub(crate) fn free_place(&mut self, place: u64, len: u64) {
+        let (mut start, mut end) = (place, place + len);
+        // One hole, so that larger things fit.
+        self.gaps.retain(|(from, stop)| {
+            let touches = *from <= end && start <= *stop;
+            if touches {
+                (start, end) = (start.min(*from), end.max(*stop));
+            }
+            !touches
+        });
+        self.gaps.push((start, end));
+    }
+
     /// Gives back a place that nothing was written to.
     pub(crate) fn put_back(&mut self, place: u64, len: u64) {
         self.clean.push((place, place + len));

@@ -1,6 +1,7 @@
 //! `backstay disk`: in this process, on files that no machine uses
 
 mod check;
+mod compact;
 mod convert;
 mod create;
 mod files;
@@ -10,6 +11,7 @@ mod interrupt;
 mod map;
 mod merge;
 mod reparent;
+mod resize;
 mod serve;
 
 use crate::context::Context;
@@ -32,6 +34,10 @@ pub enum DiskCommand {
     Merge(merge::MergeArgs),
     /// Tell a differencing disk where its parent is now
     Reparent(reparent::ReparentArgs),
+    /// Give back what a disk does not need in its file
+    Compact(compact::CompactArgs),
+    /// Make a disk larger or smaller
+    Resize(resize::ResizeArgs),
     /// Serve a disk by NBD on a unix socket
     Serve(serve::ServeArgs),
 }
@@ -47,6 +53,8 @@ impl DiskCommand {
             Self::Convert(args) => convert::run(context, args),
             Self::Merge(args) => merge::run(context, args),
             Self::Reparent(args) => reparent::run(context, args),
+            Self::Compact(args) => compact::run(context, args),
+            Self::Resize(args) => resize::run(context, args),
             Self::Serve(args) => serve::run(context, args),
         };
         let cure = match self {

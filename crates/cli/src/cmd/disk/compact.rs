@@ -1,0 +1,90 @@
+//! `disk compact`
+
+use super::files::options;
+use super::interrupt::cancellable;
+use crate::context::Context;
+use crate::exit::Fail;
+use crate::output;
+use crate::progress::Progress;
+use backstay_disk::fs::HostFs;
+use backstay_disk::{CompactError, MergeControl, compact_offline, plan_compact};
+use backstay_model::ByteSize;
+use clap::{Args, ValueHint};
+use std::path::PathBuf;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+/// Arguments.
+#[derive(Debug, Args)]
+#[command(
+    long_about = "Make the file of a dynamic or differencing disk as small as its content allows: blocks that hold only zeros are \
+                  dropped, the last blocks move to the front, and the file is cut. In a differencing disk a block goes only where \
+                  the parent has zeros too, or, in a VHDX, where zeros can be told without a block. For files that no virtual \
+                  machine uses. What a file system has deleted is not zero: trim it in the machine first (`fstrim`, or \
+                  `Optimize-Volume -ReTrim`). Ctrl-C, kill and power loss leave a disk that reads as before; doing it again \
+                  goes on from there.",
+    after_long_help = "Examples:\n  backstay disk compact web.vhdx --dry-run\n  backstay disk compact web.vhdx\n  \
+                       backstay disk compact web.avhdx --rate 50M"
+)]
+pub struct CompactArgs {
+    /// The disk; nobody may have it open
+    #[arg(value_hint = ValueHint::FilePath)]
+    path: PathBuf,
+    /// Move at most this many bytes per second
+    #[arg(long, value_name = "SIZE")]
+    rate: Option<ByteSize>,
+    /// Print what would be done, and do nothing
+    #[arg(long)]
+    dry_run: bool,
+}
+
+/// Runs it.
+pub fn run(context: &Context, args: &CompactArgs) -> anyhow::Result<()> {
+    let host = HostFs::shared();
+    if args.dry_run {
+        let plan = plan_compact(&host, &args.path, &options(true)).map_err(refused)?;
+        return output::print(&plan.to_string());
+    }
+    let control = MergeControl::new();
+    control.set_rate(args.rate.map(|ByteSize(bytes)| bytes));
+    let compacted = cancellable(|cancel| {
+        let bar = Progress::percent(context);
+        std::thread::scope(|scope| {
+            let work = scope.spawn(|| compact_offline(&host, &args.path, &options(false), &control));
+            while !work.is_finished() {
+                if cancel.load(Ordering::Relaxed) {
+                    control.cancel();
+                }
+                let now = control.progress();
+                let percent = (now.blocks_done * 100).checked_div(now.blocks_total).unwrap_or(0);
+                bar.set(percent, &format!("compacting, {} moved", output::size(now.bytes_moved)));
+                std::thread::sleep(Duration::from_millis(50));
+            }
+            work.join()
+        })
+    });
+    let Ok(compacted) = compacted else { anyhow::bail!("compacting {} failed", args.path.display()) };
+    let done = compacted.map_err(refused)?;
+    context.note(format!(
+        "{} has {} now, it had {}: {} blocks dropped, {} moved, {} given back",
+        done.path.display(),
+        output::size(done.new_len),
+        output::size(done.old_len),
+        done.dropped_blocks,
+        done.moved_blocks,
+        output::size(done.freed)
+    ));
+    Ok(())
+}
+
+/// What the state of the file does not allow exits with 5; an interruption with 130.
+fn refused(error: CompactError) -> anyhow::Error {
+    match error {
+        CompactError::Cancelled { .. } => Fail::interrupted(error.to_string()),
+        CompactError::Fixed { .. }
+        | CompactError::Raw { .. }
+        | CompactError::XenMap { .. }
+        | CompactError::SavedState { .. } => Fail::conflict(error.to_string()),
+        other => other.into(),
+    }
+}

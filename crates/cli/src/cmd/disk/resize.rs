@@ -1,0 +1,85 @@
+//! `disk resize`
+
+use super::files::options;
+use super::in_use;
+use crate::context::Context;
+use crate::exit::Fail;
+use crate::output;
+use backstay_disk::fs::HostFs;
+use backstay_disk::{NewSize, ResizeError, ResizePlan, plan_resize, resize_offline};
+use backstay_model::ByteSize;
+use clap::{Args, ValueHint};
+use std::path::PathBuf;
+
+/// Arguments.
+#[derive(Debug, Args)]
+#[command(
+    long_about = "Make a disk larger or smaller, in its file. For files that no virtual machine uses. What is new reads as zeros; the \
+                  partitions and file systems inside stay as they are and are made larger by the system in the machine. A disk \
+                  becomes smaller only over space that is not in use: down to the end of its last partition, or, without a \
+                  partition table, to its last byte that is not zero; the copy of a GUID partition table is moved along. A \
+                  differencing disk never becomes smaller than its parent, and a disk with children stays as it is. A crash \
+                  leaves the old size or the new one, and the same command does the rest.",
+    after_long_help = "Examples:\n  backstay disk resize web.vhdx 80G\n  backstay disk resize web.vhdx 20G --dry-run\n  \
+                       backstay disk resize web.vhdx --minimum"
+)]
+pub struct ResizeArgs {
+    /// The disk; nobody may have it open
+    #[arg(value_hint = ValueHint::FilePath)]
+    path: PathBuf,
+    /// The new size, as 80G
+    #[arg(required_unless_present = "minimum", conflicts_with = "minimum")]
+    size: Option<ByteSize>,
+    /// As small as what is in use allows
+    #[arg(long)]
+    minimum: bool,
+    /// Print what would be done, and do nothing
+    #[arg(long)]
+    dry_run: bool,
+}
+
+/// Runs it.
+pub fn run(context: &Context, args: &ResizeArgs) -> anyhow::Result<()> {
+    let size = match args.size {
+        Some(ByteSize(bytes)) => NewSize::Bytes(bytes),
+        None => NewSize::Minimum,
+    };
+    let host = HostFs::shared();
+    in_use::refuse_frozen(
+        context,
+        &args.path,
+        "delete the checkpoint first, or resize the disk that was made on it",
+    )?;
+    if args.dry_run {
+        let plan = plan_resize(&host, &args.path, size, &options(true)).map_err(refused)?;
+        return output::print(&plan.to_string());
+    }
+    let plan = resize_offline(&host, &args.path, size, &options(false)).map_err(refused)?;
+    context.note(told(&plan));
+    if plan.new > plan.old {
+        context.note("the system in the machine makes its partitions larger; one that uses a GUID partition table says that its copy is not at the end and moves it");
+    }
+    Ok(())
+}
+
+fn told(plan: &ResizePlan) -> String {
+    let path = plan.path.display();
+    if plan.old == plan.new {
+        return format!("{path} has {} already", output::size(plan.new));
+    }
+    format!("{path} has {} now, it had {}", output::size(plan.new), output::size(plan.old))
+}
+
+/// What the state of the files does not allow exits with 5.
+fn refused(error: ResizeError) -> anyhow::Error {
+    match error {
+        ResizeError::WouldLose { .. }
+        | ResizeError::HasChildren { .. }
+        | ResizeError::SavedState { .. }
+        | ResizeError::PartitionTable { .. } => Fail::conflict(error.to_string()),
+        ResizeError::Unsuitable { path, source } => {
+            Fail::usage(format!("{} cannot have that size: {source}", path.display()))
+        }
+        other => other.into(),
+    }
+}

@@ -1,0 +1,267 @@
+//! Partition tables: how far a disk is used, and moving the copy of a GUID partition table to another end. Bytes in, bytes
+//! out.
+//!
+//! GPT: UEFI specification 2.10, chapter 5. MBR: the four entries at 446.
+
+use zerocopy::{
+    FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned,
+    little_endian::{U32, U64},
+};
+
+/// Bytes of a table of partitions that are read at most: real ones have 16 KiB.
+pub(crate) const MAX_TABLE: u64 = 1 << 20;
+const SIGNATURE: [u8; 8] = *b"EFI PART";
+const HEADER_LEN: usize = 92;
+const MBR_ENTRIES: usize = 446;
+/// Windows keeps its list of volumes in the last MiB of such a disk, outside of all partitions.
+const DYNAMIC_VOLUMES: u8 = 0x42;
+const PROTECTIVE: u8 = 0xee;
+
+/// Head of a GUID partition table.
+#[derive(Clone, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
+#[repr(C)]
+pub(crate) struct GptHeader {
+    signature: [u8; 8],
+    revision: U32,
+    header_len: U32,
+    checksum: U32,
+    reserved: U32,
+    my_sector: U64,
+    other_sector: U64,
+    first_usable: U64,
+    last_usable: U64,
+    disk_id: [u8; 16],
+    entries_at: U64,
+    entries: U32,
+    entry_len: U32,
+    entries_checksum: U32,
+}
+
+const _: () = assert!(size_of::<GptHeader>() == HEADER_LEN);
+
+/// What the first sector says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Mbr {
+    /// No partition table.
+    None,
+    /// There is a GUID partition table behind it.
+    Gpt,
+    /// First byte behind the last partition, and its number.
+    Partitions {
+        /// First byte behind the last one.
+        end: u64,
+        /// Its number, from 1.
+        number: usize,
+    },
+    /// Windows' dynamic volumes use the whole disk.
+    WholeDisk,
+}
+
+/// Looks at the first sector of a disk of `size` bytes. What looks like a table by chance, as the start of a file system does,
+/// describes no sensible partitions.
+pub(crate) fn mbr(first: &[u8], sector: u64, size: u64) -> Mbr {
+    if first.get(510..512) != Some(&[0x55, 0xaa]) {
+        return Mbr::None;
+    }
+    let entries = first.get(MBR_ENTRIES..510).unwrap_or_default().as_chunks::<16>().0;
+    let (mut end, mut number, mut spans) = (0, 0, Vec::new());
+    for (index, entry) in entries.iter().enumerate() {
+        let [flag, _, _, _, kind, _, _, _, start @ .., l0, l1, l2, l3] = entry;
+        let (start, len) =
+            (u64::from(u32::from_le_bytes(*start)), u64::from(u32::from_le_bytes([*l0, *l1, *l2, *l3])));
+        match (flag, kind) {
+            (0 | 0x80, 0) if len == 0 => continue,
+            (0 | 0x80, 1..) => {}
+            _ => return Mbr::None,
+        }
+        if *kind == PROTECTIVE {
+            return Mbr::Gpt;
+        }
+        if *kind == DYNAMIC_VOLUMES {
+            return Mbr::WholeDisk;
+        }
+        let stop = (start + len) * sector;
+        if start == 0 || len == 0 || stop > size {
+            return Mbr::None;
+        }
+        spans.push((start, start + len));
+        if stop > end {
+            (end, number) = (stop, index + 1);
+        }
+    }
+    spans.sort_unstable();
+    if spans.is_empty() || spans.array_windows::<2>().any(|[a, b]| b.0 < a.1) {
+        return Mbr::None;
+    }
+    Mbr::Partitions { end, number }
+}
+
+/// A GUID partition table whose sums are right.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Gpt {
+    header: GptHeader,
+    /// The whole sector that the header is in.
+    sector: Vec<u8>,
+    entries: Vec<u8>,
+}
+
+/// Where the entries are of the table whose header is in that sector, in bytes: offset and length.
+pub(crate) fn gpt_entries(bytes: &[u8]) -> Option<(u64, u64)> {
+    let (header, _) = GptHeader::read_from_prefix(bytes).ok()?;
+    let len = u64::from(header.entries.get()).checked_mul(u64::from(header.entry_len.get()))?;
+    let whole = bytes.len() as u64;
+    let at = header.entries_at.get().checked_mul(whole)?;
+    (header.signature == SIGNATURE && len > 0 && len <= MAX_TABLE).then_some((at, len))
+}
+
+impl Gpt {
+    /// Checks a header (a whole sector) and its entries.
+    pub(crate) fn parse(sector: &[u8], entries: &[u8]) -> Option<Self> {
+        let (header, _) = GptHeader::read_from_prefix(sector).ok()?;
+        let len = usize::try_from(header.header_len.get()).ok()?;
+        let right = header.signature == SIGNATURE
+            && (HEADER_LEN..=sector.len()).contains(&len)
+            && header.my_sector.get() == 1
+            && header.entry_len.get() >= 128
+            && header.checksum.get() == checksum_of(sector, len)
+            && header.entries_checksum.get() == crc32(entries);
+        right.then(|| Self { header, sector: sector.to_vec(), entries: entries.to_vec() })
+    }
+
+    fn sector_len(&self) -> u64 {
+        self.sector.len() as u64
+    }
+
+    /// First byte behind the last partition, and its number from 1; `None` without partitions.
+    pub(crate) fn end(&self) -> Option<(u64, usize)> {
+        let len = usize::try_from(self.header.entry_len.get()).unwrap_or(usize::MAX);
+        let used = self
+            .entries
+            .chunks(len)
+            .enumerate()
+            .filter(|(_, entry)| entry.get(..16).is_some_and(|kind| kind.iter().any(|byte| *byte != 0)));
+        let ends = used.filter_map(|(index, entry)| {
+            let last = entry.get(40..48).and_then(|bytes| bytes.try_into().ok()).map(u64::from_le_bytes)?;
+            Some((last.checked_add(1)?.checked_mul(self.sector_len())?, index + 1))
+        });
+        ends.max()
+    }
+
+    /// Bytes that the first copy needs at the start of the disk.
+    pub(crate) fn start_len(&self) -> u64 {
+        self.header.first_usable.get().saturating_mul(self.sector_len())
+    }
+
+    /// Bytes that the second copy needs at the end of the disk.
+    pub(crate) fn copy_len(&self) -> u64 {
+        (self.entries.len() as u64).next_multiple_of(self.sector_len()) + self.sector_len()
+    }
+
+    /// What to write where, in this order, for a disk of `size` bytes: the copy at its end, which must be durable before the
+    /// header at the start names it.
+    pub(crate) fn moved_to(&self, size: u64) -> Moved {
+        let sector = self.sector_len();
+        let last = size / sector - 1;
+        let at = (last + 1) - self.copy_len() / sector;
+        let mut first = self.header.clone();
+        first.other_sector = U64::new(last);
+        first.last_usable = U64::new(at - 1);
+        let mut second = first.clone();
+        second.my_sector = U64::new(last);
+        second.other_sector = U64::new(1);
+        second.entries_at = U64::new(at);
+        let mut copy = self.entries.clone();
+        copy.resize(copy.len().next_multiple_of(self.sector.len()), 0);
+        copy.extend(self.sealed(second));
+        Moved { copy_at: at * sector, copy, header_at: sector, header: self.sealed(first) }
+    }
+
+    fn sealed(&self, mut header: GptHeader) -> Vec<u8> {
+        let mut bytes = self.sector.clone();
+        header.checksum = U32::new(0);
+        let put = |bytes: &mut Vec<u8>, header: &GptHeader| {
+            if let Some(slot) = bytes.get_mut(..HEADER_LEN) {
+                slot.copy_from_slice(header.as_bytes());
+            }
+        };
+        put(&mut bytes, &header);
+        let len = usize::try_from(header.header_len.get()).unwrap_or(HEADER_LEN);
+        header.checksum = U32::new(checksum_of(&bytes, len));
+        put(&mut bytes, &header);
+        bytes
+    }
+}
+
+/// A table for another size.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Moved {
+    pub(crate) copy_at: u64,
+    /// Entries and header, whole sectors.
+    pub(crate) copy: Vec<u8>,
+    pub(crate) header_at: u64,
+    pub(crate) header: Vec<u8>,
+}
+
+/// The first sector of a disk with a GUID partition table, for another size.
+pub(crate) fn protective_for(first: &[u8], sector: u64, size: u64) -> Vec<u8> {
+    let mut bytes = first.to_vec();
+    let len = u32::try_from(size / sector - 1).unwrap_or(u32::MAX);
+    for entry in bytes.get_mut(MBR_ENTRIES..510).unwrap_or_default().as_chunks_mut::<16>().0 {
+        if entry[4] == PROTECTIVE {
+            entry[12..].copy_from_slice(&len.to_le_bytes());
+        }
+    }
+    bytes
+}
+
+/// The sum of a header, its own field as zero.
+fn checksum_of(sector: &[u8], len: usize) -> u32 {
+    let mut bytes = sector.get(..len).unwrap_or_default().to_vec();
+    if let Some(field) = bytes.get_mut(16..20) {
+        field.fill(0);
+    }
+    crc32(&bytes)
+}
+
+/// CRC-32 as in Ethernet: polynomial 0x04C11DB7, reflected.
+fn crc32(bytes: &[u8]) -> u32 {
+    let step = |crc: u32, byte: &u8| {
+        (0..8).fold(crc ^ u32::from(*byte), |crc, _| (crc >> 1) ^ (0xedb8_8320 & 0_u32.wrapping_sub(crc & 1)))
+    };
+    !bytes.iter().fold(u32::MAX, step)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_sum_is_that_of_the_specification() {
+        assert_eq!(crc32(b"123456789"), 0xcbf4_3926);
+    }
+
+    #[test]
+    fn a_file_system_without_partitions_is_none() {
+        let mut boot = [0x7f; 512];
+        boot[510..].copy_from_slice(&[0x55, 0xaa]);
+        assert_eq!(mbr(&boot, 512, 1 << 30), Mbr::None);
+        assert_eq!(mbr(&[0; 512], 512, 1 << 30), Mbr::None);
+    }
+
+    #[test]
+    fn the_last_partition_counts_wherever_it_is_listed() {
+        let mut first = [0; 512];
+        first[510..].copy_from_slice(&[0x55, 0xaa]);
+        let mut put = |slot: usize, kind: u8, start: u32, len: u32| {
+            let at = MBR_ENTRIES + slot * 16;
+            first[at + 4] = kind;
+            first[at + 8..at + 12].copy_from_slice(&start.to_le_bytes());
+            first[at + 12..at + 16].copy_from_slice(&len.to_le_bytes());
+        };
+        put(0, 0x83, 4096, 1000);
+        put(1, 0x07, 2048, 2048);
+        put(3, 0x05, 8192, 100);
+        assert_eq!(mbr(&first, 512, 1 << 30), Mbr::Partitions { end: 8292 * 512, number: 4 });
+        assert_eq!(mbr(&first, 512, 8192 * 512), Mbr::None, "a partition ends behind the disk");
+    }
+}
