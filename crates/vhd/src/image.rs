@@ -446,7 +446,9 @@ fn copy_is_dangerous(storage: &dyn Storage, found: &Found) -> Result<bool, OpenE
     let mut copy = [0; FOOTER_LEN];
     storage.read_at(&mut copy, 0).open_context("read the copy of the footer", 0)?;
     Ok(Footer::parse(&copy).is_ok_and(|copy| {
-        (copy.current_size, copy.data_offset) != (found.footer.current_size, found.footer.data_offset)
+        // One with another id is not believed anyway.
+        copy.unique_id == found.footer.unique_id
+            && (copy.current_size, copy.data_offset) != (found.footer.current_size, found.footer.data_offset)
     }))
 }
 
