@@ -337,7 +337,8 @@ impl<'a> Sizing<'a> {
 
         let steps = &mut plan.steps;
         steps.push(Step::SetLen(footer_at + FOOTER));
-        if place.moved {
+        // Entries that a larger size of the disk left are behind those of this one.
+        if place.moved || self.blocks.count > self.sparse.blocks.count {
             self.write_table(steps, place);
         }
         steps.push(write("the new header, for now", scratch, header.as_bytes()));

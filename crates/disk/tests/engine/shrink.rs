@@ -145,13 +145,14 @@ fn a_gpt_disk_shrinks_to_its_last_partition_and_the_table_comes_along() {
             32 * MIB,
             "label: gpt\nstart=2048, size=8192, name=a\nstart=20480, size=4097, name=b\n",
         );
-        // Behind the last partition: nobody's.
+        // Behind the last partition: nobody's. One of them in the block that will be the last.
+        let minimum = (20480 + 4097 + 33) * 512;
         write(&path, 25 * MIB, &stamp(25 * MIB, 4096, 1));
+        write(&path, minimum, &stamp(minimum, 4096, 2));
         let named = |dump: &str| -> Vec<String> {
             dump.lines().filter(|line| line.contains("name=")).map(str::to_owned).collect()
         };
         let before = partitions(&path);
-        let minimum = (20480 + 4097 + 33) * 512;
         let seen = plan(&path, NewSize::Minimum).unwrap();
         assert_eq!(seen.minimum, Some((minimum, UsedBy::Gpt { partition: 2 })));
         assert!(seen.moves_partition_table);
@@ -165,6 +166,9 @@ fn a_gpt_disk_shrinks_to_its_last_partition_and_the_table_comes_along() {
             nothing_is_wrong(&path);
         }
         others_agree(&path, Kind::Dynamic, &content(&path));
+        resize(&path, NewSize::Bytes(32 * MIB)).unwrap();
+        let new = &content(&path)[usize::try_from(minimum).unwrap()..];
+        assert!(new.iter().all(|byte| *byte == 0), "what was cut off does not come back");
         // A damaged table tells nothing.
         let disk = open(&path, with_shadow(folder.path()));
         let mut header = [0; 512];
