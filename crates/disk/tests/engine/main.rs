@@ -8,6 +8,7 @@ mod compact_crash;
 mod convert;
 mod crash;
 mod fallback;
+mod foreign;
 mod host;
 mod kill;
 mod leftovers;
