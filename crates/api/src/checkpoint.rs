@@ -230,4 +230,24 @@ pub struct CheckpointExport {
     /// Leave out its memory: the machine then boots from its disks.
     #[serde(default)]
     pub without_memory: bool,
+    /// Go on where sectors of a disk cannot be read: they become zeros, and the result lists them.
+    #[serde(default)]
+    pub skip_bad: bool,
+}
+
+/// A part of an exported disk that could not be read and is zeros in it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct UnreadableRange {
+    /// The disk that was written.
+    #[schema(value_type = String)]
+    pub disk: PathBuf,
+    /// Offset in the disk, in bytes.
+    pub offset: u64,
+    /// Bytes.
+    pub length: u64,
+    /// The file that could not be read.
+    #[schema(value_type = String)]
+    pub file: PathBuf,
+    /// Where in that file, in bytes; none: the tables that would tell cannot be read either.
+    pub file_offset: Option<u64>,
 }

@@ -20,7 +20,7 @@ mod vm;
 pub use checkpoint::{
     CheckpointApply, CheckpointCreate, CheckpointDelete, CheckpointDeleted, CheckpointDiskInfo,
     CheckpointExport, CheckpointInfo, CheckpointLine, CheckpointList, CheckpointMerge, CheckpointResult,
-    CheckpointUpdate, KeptFile, MergeResult, PendingFile,
+    CheckpointUpdate, KeptFile, MergeResult, PendingFile, UnreadableRange,
 };
 pub use client::{
     CallOptions, Client, ClientError, ConsoleKind, ConsoleStream, EventFilter, EventStream, Outcome,
@@ -37,8 +37,8 @@ pub use plan::{Plan, PlanStep};
 pub use problem::{Blocker, Problem, ProblemCode};
 pub use task::{Task, TaskList, TaskQuery, TaskState, TaskWaitQuery};
 pub use vm::{
-    DiskType, Drive, DriveKind, DriveRequest, MutateQuery, NewDisk, Nic, NicRequest, RunInfo, Vm, VmBlocked,
-    VmCreate, VmDelete, VmList, VmQuery, VmRegister, VmRename, VmStart, VmUnregister, VmUpdate,
+    Compat, DiskType, Drive, DriveKind, DriveRequest, MutateQuery, NewDisk, Nic, NicRequest, RunInfo, Vm,
+    VmBlocked, VmCreate, VmDelete, VmList, VmQuery, VmRegister, VmRename, VmStart, VmUnregister, VmUpdate,
 };
 
 /// Where every path of this version starts.

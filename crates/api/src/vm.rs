@@ -169,6 +169,17 @@ pub struct Drive {
     #[serde(default)]
     #[schema(value_type = Option<String>)]
     pub path: Option<PathBuf>,
+    /// The disk is a block device of the host, which the machine has for itself.
+    #[serde(default)]
+    pub pass_through: bool,
+}
+
+/// A system whose limits are to be kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub enum Compat {
+    /// Hyper-V of Windows Server 2008: no IDE disk above 127 GiB.
+    #[serde(rename = "2008")]
+    Hyperv2008,
 }
 
 /// A network card.
@@ -284,6 +295,9 @@ pub struct VmCreate {
     /// Smaller numbers are started first and stopped last.
     #[serde(default)]
     pub start_order: u32,
+    /// Refuse what that system could not run, where otherwise there is a warning.
+    #[serde(default)]
+    pub compat: Option<Compat>,
     /// GUID; a new one unless given.
     #[serde(default)]
     #[schema(value_type = Option<Uuid>)]
@@ -313,6 +327,7 @@ impl VmCreate {
             host_stop: HostStopAction::default(),
             start_delay_s: 0,
             start_order: 0,
+            compat: None,
             id: None,
         }
     }
@@ -432,6 +447,9 @@ pub struct VmUpdate {
     /// Refuse unless the configuration is still this one.
     #[serde(default)]
     pub generation: Option<u64>,
+    /// Refuse what that system could not run, where otherwise there is a warning.
+    #[serde(default)]
+    pub compat: Option<Compat>,
     /// Free text.
     #[serde(default)]
     pub notes: Option<String>,

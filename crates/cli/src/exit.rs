@@ -1,7 +1,7 @@
 //! Exit codes, and how a failure is told.
 
 use backstay_api::{ClientError, Problem, ProblemCode};
-use backstay_disk::{CreateError, OpenError};
+use backstay_disk::{ConvertError, CreateError, ForeignError, OpenError};
 use std::io::{self, Write};
 use std::process::ExitCode;
 
@@ -108,12 +108,26 @@ fn disk_code(cause: &(dyn std::error::Error + 'static)) -> Option<u8> {
             _ => Some(ProblemCode::Damaged.exit_code()),
         };
     }
+    match cause.downcast_ref::<ForeignError>() {
+        Some(ForeignError::Io { source, .. }) => return Some(code_of_io(source.kind())),
+        Some(ForeignError::NoTool { .. }) => return Some(ProblemCode::Precondition.exit_code()),
+        Some(ForeignError::Outside { .. } | ForeignError::Name { .. }) => {
+            return Some(ProblemCode::Denied.exit_code());
+        }
+        Some(_) => return Some(ProblemCode::Damaged.exit_code()),
+        None => {}
+    }
+    if let Some(ConvertError::Unreadable { .. }) = cause.downcast_ref::<ConvertError>() {
+        return Some(ProblemCode::Damaged.exit_code());
+    }
     match cause.downcast_ref::<CreateError>()? {
         CreateError::Exists { .. }
         | CreateError::RawParent { .. }
         | CreateError::TooDeep { .. }
         | CreateError::ParentName { .. } => Some(ProblemCode::Exists.exit_code()),
-        CreateError::Invalid { .. } => Some(ProblemCode::Invalid.exit_code()),
+        CreateError::Invalid { .. } | CreateError::InvalidVhdx { .. } => {
+            Some(ProblemCode::Invalid.exit_code())
+        }
         CreateError::NoSpace { .. } => Some(ProblemCode::NoSpace.exit_code()),
         CreateError::Cancelled { .. } => Some(130),
         _ => None,

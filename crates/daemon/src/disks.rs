@@ -121,7 +121,7 @@ pub fn create_child(parent: &Path, child: &Path) -> Result<(), Failure> {
 pub fn open_failure(error: OpenError) -> Failure {
     let (code, words) = match &error {
         OpenError::NotFound { .. } => (ProblemCode::NotFound, "a disk is missing"),
-        OpenError::InUse { .. } => (ProblemCode::InUse, "a disk is in use"),
+        OpenError::InUse { .. } | OpenError::Claimed { .. } => (ProblemCode::InUse, "a disk is in use"),
         // A parent that takes in its child, for example.
         OpenError::Parent { source, .. }
             if source.tried.iter().any(|t| t.reason.to_string().contains(" is in use by ")) =>

@@ -3,8 +3,8 @@
 use crate::failure::Failure;
 use backstay_api::ProblemCode;
 use backstay_disk::{
-    Backend, ConvertError, ConvertRequest, ConvertTo, DEFAULT_BLOCK_SIZE, Disk, DiskOptions, convert,
-    fs::HostFs,
+    Backend, BadRange, ConvertError, ConvertRequest, ConvertTo, DEFAULT_BLOCK_SIZE, Disk, DiskOptions,
+    convert, fs::HostFs,
 };
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -17,27 +17,31 @@ fn look() -> DiskOptions {
 }
 
 /// Writes what `source` shows through its chain to the new file `target`: fixed if the file at the bottom is, else dynamic.
-/// `progress` gets bytes done and bytes in total; setting `cancel` ends it soon, and no file is left.
+/// `progress` gets bytes done and bytes in total; setting `cancel` ends it soon, and no file is left. With `skip_bad` sectors
+/// that cannot be read become zeros, and are told.
 ///
 /// # Errors
 /// `cancelled`, `no-space`, `exists`, `damaged`, `in-use`.
 pub fn flatten(
     source: &Path,
     target: &Path,
+    skip_bad: bool,
     progress: &(dyn Fn(u64, u64) + Sync),
     cancel: &AtomicBool,
-) -> Result<(), Failure> {
+) -> Result<Vec<BadRange>, Failure> {
     let request = ConvertRequest {
         options: look(),
+        skip_bad,
         ..ConvertRequest::new(source.into(), target.into(), form_of(source)?)
     };
     let twice = |at: backstay_disk::Progress| progress(at.done / 2, at.total);
-    convert(&HostFs::shared(), &request, &twice, cancel).map_err(failure)?;
-    let checked = compare(source, target, &|done, total| progress(total / 2 + done / 2, total), cancel);
+    let bad = convert(&HostFs::shared(), &request, &twice, cancel).map_err(failure)?.bad;
+    let later = |done, total| progress(total / 2 + done / 2, total);
+    let checked = compare(source, target, &bad, &later, cancel);
     if checked.is_err() {
         let _ = crate::durable::remove(target);
     }
-    checked
+    checked.map(|()| bad)
 }
 
 /// The form of the file at the bottom of the chain.
@@ -62,16 +66,17 @@ fn failure(error: ConvertError) -> Failure {
         ConvertError::Target(backstay_disk::CreateError::NoSpace { .. }) => ProblemCode::NoSpace,
         ConvertError::Target(backstay_disk::CreateError::Exists { .. }) => ProblemCode::Exists,
         ConvertError::Source(backstay_disk::OpenError::InUse { .. }) => ProblemCode::InUse,
-        ConvertError::Source(_) => ProblemCode::Damaged,
+        ConvertError::Source(_) | ConvertError::Unreadable { .. } => ProblemCode::Damaged,
         _ => ProblemCode::Unavailable,
     };
     Failure::because(code, "a disk could not be written as one file", error)
 }
 
-/// Reads both disks and compares them.
+/// Reads both disks and compares them, apart from what could not be read.
 fn compare(
     source: &Path,
     target: &Path,
+    bad: &[BadRange],
     progress: &dyn Fn(u64, u64),
     cancel: &AtomicBool,
 ) -> Result<(), Failure> {
@@ -94,11 +99,17 @@ fn compare(
     let piece = usize::try_from(PIECE).unwrap_or(usize::MAX);
     let (mut here, mut there) = (vec![0; piece], vec![0; piece]);
     let mut at = 0;
+    let mut bad = bad.iter().peekable();
     while at < size {
         if cancel.load(Relaxed) {
             return Err(crate::tasks::cancelled());
         }
-        let len = PIECE.min(size - at);
+        let until = bad.peek().map_or(size, |range| range.offset);
+        if let Some(range) = bad.next_if(|range| range.offset <= at) {
+            at = at.max(range.offset + range.len);
+            continue;
+        }
+        let len = PIECE.min(until - at);
         let part = usize::try_from(len).unwrap_or(piece);
         if !(is_zero(&from, at, len) && is_zero(&to, at, len)) {
             from.read(at, &mut here[..part]).map_err(|e| read(source, e))?;

@@ -219,6 +219,17 @@ impl Chain {
         self.holds.is_some()
     }
 
+    /// A disk of one file that is open.
+    pub(crate) fn of_layer(layer: Layer) -> Self {
+        Self {
+            layers: vec![Arc::new(layer)],
+            warnings: Vec::new(),
+            routing: None,
+            holds: None,
+            closed: false,
+        }
+    }
+
     pub(crate) fn top(&self) -> Option<&Arc<Layer>> {
         self.layers.first()
     }

@@ -3,12 +3,18 @@
 //! The new file is written under a temporary name and gets its own when it is whole and durable. Until then no order of
 //! writes matters, so the metadata of a growing target is not synced on the way.
 
+mod bad;
+mod unsynced;
+
+pub use bad::BadRange;
+
 use crate::{
     chain::{Chain, ChainWarning},
     create::{CreateError, Identity, Like, NewDisk, NewDiskPlan},
     disk::read_chain,
     error::OpenError,
-    fs::{DiskFile, FileId, FileSystem, LockKind, folder_of},
+    foreign::{Foreign, ForeignError, ForeignSource, files_of},
+    fs::{DiskFile, FileSystem, folder_of},
     image::{AnyImage, ImageMode},
     layer::Layer,
     options::{DiskFormat, DiskOptions},
@@ -23,6 +29,7 @@ use backstay_vhd::{
     convert::{ConvertPlan, Target as PlanTarget, plan},
     vhdx,
 };
+use bad::{BadRanges, is_medium, read_around};
 use std::{
     io,
     path::PathBuf,
@@ -32,6 +39,7 @@ use std::{
     },
     thread,
 };
+use unsynced::Unsynced;
 
 /// What a thread takes on at a time, in bytes.
 const CLAIM: u64 = 4 << 20;
@@ -41,6 +49,10 @@ const CHUNK: usize = 1 << 20;
 const GAP: usize = 64 << 10;
 /// Writeback is started after each such step, so that the sync at the end finds little left, in bytes.
 const WRITEBACK: u64 = 32 << 20;
+
+/// Azure takes disks of whole MiB, and none that is smaller than this, in bytes.
+const AZURE_UNIT: u64 = 1 << 20;
+const AZURE_LEAST: u64 = 20 << 20;
 
 /// Form of the new file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -75,6 +87,12 @@ pub struct ConvertRequest {
     pub durable: bool,
     /// Threads that copy.
     pub threads: usize,
+    /// The source is a disk of another program.
+    pub foreign: Option<ForeignSource>,
+    /// The new disk gets zeros at its end until it has whole MiB, and 20 at least, as Azure wants it.
+    pub azure: bool,
+    /// Sectors that cannot be read become zeros, and the report tells which. Without, they end the conversion.
+    pub skip_bad: bool,
 }
 
 impl ConvertRequest {
@@ -90,13 +108,25 @@ impl ConvertRequest {
             identity: Identity::fresh(),
             durable: true,
             threads: 2,
+            foreign: None,
+            azure: false,
+            skip_bad: false,
         }
     }
 }
 
 impl ConvertRequest {
+    /// Size of the new disk, made of one of `size` bytes.
+    fn new_size(&self, size: u64) -> u64 {
+        match self.azure {
+            true => size.max(AZURE_LEAST).checked_next_multiple_of(AZURE_UNIT).unwrap_or(u64::MAX),
+            false => size,
+        }
+    }
+
     /// What is made.
     fn what(&self, size: u64) -> NewDisk {
+        let size = self.new_size(size);
         match self.to {
             ConvertTo::Raw => NewDisk::Raw { size },
             ConvertTo::Fixed => NewDisk::Fixed { size },
@@ -125,6 +155,8 @@ pub struct ConvertReport {
     pub size: u64,
     /// Bytes that were written; the rest are zeros.
     pub copied: u64,
+    /// What could not be read and is zeros in the new disk, in its order; only with [`ConvertRequest::skip_bad`].
+    pub bad: Vec<BadRange>,
     /// What was strange about the source.
     pub warnings: Vec<ChainWarning>,
 }
@@ -136,6 +168,20 @@ pub enum ConvertError {
     /// The source cannot be opened.
     #[error("cannot open the disk to convert")]
     Source(#[from] OpenError),
+    /// The source is another program's and cannot be read.
+    #[error("cannot open the disk to convert")]
+    Foreign(#[from] ForeignError),
+    /// A medium does not give its bytes back.
+    #[error("{} has sectors that cannot be read: {first}; the first of them. --skip-bad goes on with zeros instead", path.display())]
+    Unreadable {
+        /// Top of the source.
+        path: PathBuf,
+        /// Where.
+        first: BadRange,
+        /// What the system says.
+        #[source]
+        source: io::Error,
+    },
     /// The target cannot be made.
     #[error("cannot make the new disk")]
     Target(#[from] CreateError),
@@ -177,22 +223,70 @@ pub fn convert(
     progress: &(dyn Fn(Progress) + Sync),
     cancel: &AtomicBool,
 ) -> Result<ConvertReport, ConvertError> {
-    let how = DiskOptions { read_only: true, gate: None, changed: None, ..request.options.clone() };
-    let chain = Chain::open(fs, &request.source, &how)?;
+    let chain = open_source(fs, request, cancel)?;
     let size = chain.top().map_or(0, |top| top.size);
     check_space(fs, request, &chain, size)?;
 
     let temp = TempFile::create(fs, &request.target)
         .map_err(|source| ConvertError::Target(crate::create::failed(&request.target, source)))?;
     let target = Target::new(fs, request, &temp, size)?;
-    let copied = AtomicU64::new(0);
-    let job =
-        Job { request, layers: &chain.layers, target: &target, size, progress, cancel, copied: &copied };
+    let (copied, bad) = (AtomicU64::new(0), Mutex::new(BadRanges::default()));
+    let job = Job {
+        request,
+        layers: &chain.layers,
+        target: &target,
+        size,
+        progress,
+        cancel,
+        copied: &copied,
+        bad: &bad,
+    };
     job.run()?;
     target.finish().map_err(|source| write_error(request, source))?;
     let commit = if request.durable { temp.commit() } else { temp.commit_unsynced() };
     commit.map_err(|source| write_error(request, source))?;
-    Ok(ConvertReport { size, copied: copied.into_inner(), warnings: chain.warnings })
+    let bad = bad.into_inner().unwrap_or_else(PoisonError::into_inner).into_list();
+    Ok(ConvertReport {
+        size: request.new_size(size),
+        copied: copied.into_inner(),
+        bad,
+        warnings: chain.warnings,
+    })
+}
+
+/// The files that a conversion reads, the source first. A foreign source is not opened by QEMU for that.
+///
+/// # Errors
+/// [`ConvertError`].
+pub fn source_files(
+    fs: &Arc<dyn FileSystem>,
+    request: &ConvertRequest,
+) -> Result<Vec<PathBuf>, ConvertError> {
+    if let Some(how) = request.foreign {
+        return Ok(files_of(fs, &request.source, how)?);
+    }
+    let how = DiskOptions { read_only: true, gate: None, changed: None, ..request.options.clone() };
+    let chain = Chain::open(fs, &request.source, &how)?;
+    Ok(chain.layers.iter().map(|layer| layer.path.clone()).collect())
+}
+
+/// The source with all its parents.
+fn open_source(
+    fs: &Arc<dyn FileSystem>,
+    request: &ConvertRequest,
+    cancel: &AtomicBool,
+) -> Result<Chain, ConvertError> {
+    let Some(how) = request.foreign else {
+        let how = DiskOptions { read_only: true, gate: None, changed: None, ..request.options.clone() };
+        return Ok(Chain::open(fs, &request.source, &how)?);
+    };
+    let cancelled = |error| match error {
+        ForeignError::Cancelled { .. } => ConvertError::Cancelled { path: request.target.clone() },
+        other => other.into(),
+    };
+    let Foreign { file, size, files } = Foreign::open(fs, &request.source, how, cancel).map_err(cancelled)?;
+    let path = files.into_iter().next().unwrap_or_else(|| request.source.clone());
+    Ok(Chain::of_layer(Layer::of_shown(path, file, size)))
 }
 
 /// What [`convert`] would do, as far as can be told without reading the content: zeros that it finds on the way it leaves
@@ -201,8 +295,7 @@ pub fn convert(
 /// # Errors
 /// [`ConvertError`].
 pub fn plan_convert(fs: &Arc<dyn FileSystem>, request: &ConvertRequest) -> Result<ConvertPlan, ConvertError> {
-    let how = DiskOptions { read_only: true, gate: None, changed: None, ..request.options.clone() };
-    let chain = Chain::open(fs, &request.source, &how)?;
+    let chain = open_source(fs, request, &AtomicBool::new(false))?;
     let size = chain.top().map_or(0, |top| top.size);
     let data = data_in(&chain.layers, 0, size).map_err(|source| ConvertError::Read {
         path: request.source.clone(),
@@ -214,7 +307,7 @@ pub fn plan_convert(fs: &Arc<dyn FileSystem>, request: &ConvertRequest) -> Resul
     let what = request.what(size);
     let created = NewDiskPlan::new(fs, &request.target, &what, request.identity, &request.target_options())?;
     match created.like() {
-        Like::Raw => plan(&PlanTarget::Raw { size }, &ranges),
+        Like::Raw => plan(&PlanTarget::Raw { size: request.new_size(size) }, &ranges),
         Like::Vhd(options) => plan(&PlanTarget::Vhd(options), &ranges),
         Like::Vhdx(options) => {
             let planned = vhdx::convert::plan(&options, &ranges);
@@ -235,10 +328,15 @@ fn check_space(
     size: u64,
 ) -> Result<(), ConvertError> {
     let needed = match request.to {
-        ConvertTo::Fixed => size,
-        ConvertTo::Raw | ConvertTo::Dynamic { .. } => data_in(&chain.layers, 0, size)
-            .map(|ranges| ranges.iter().map(|(_, len)| len).sum())
-            .map_err(|source| ConvertError::Read { path: request.source.clone(), offset: 0, source })?,
+        ConvertTo::Fixed => request.new_size(size),
+        ConvertTo::Raw | ConvertTo::Dynamic { .. } => match data_in(&chain.layers, 0, size) {
+            Ok(ranges) => ranges.iter().map(|(_, len)| len).sum(),
+            // Then nobody knows.
+            Err(error) if request.skip_bad && is_medium(&error) => 0,
+            Err(source) => {
+                return Err(ConvertError::Read { path: request.source.clone(), offset: 0, source });
+            }
+        },
     };
     let path = || request.target.clone();
     let free = fs
@@ -340,6 +438,7 @@ struct Job<'a> {
     progress: &'a (dyn Fn(Progress) + Sync),
     cancel: &'a AtomicBool,
     copied: &'a AtomicU64,
+    bad: &'a Mutex<BadRanges>,
 }
 
 impl Job<'_> {
@@ -387,17 +486,42 @@ impl Job<'_> {
     fn copy_range(&self, start: u64, len: u64, buf: &mut [u8]) -> Result<(), ConvertError> {
         let read_error =
             |offset, source| ConvertError::Read { path: self.request.source.clone(), offset, source };
-        for (offset, len) in data_in(self.layers, start, len).map_err(|source| read_error(start, source))? {
+        let data = match data_in(self.layers, start, len) {
+            // Which part of it that is about shows when it is read.
+            Err(error) if is_medium(&error) => vec![(start, len)],
+            found => found.map_err(|source| read_error(start, source))?,
+        };
+        for (offset, len) in data {
             let mut at = offset;
             while at < offset + len {
                 let step = usize::try_from(offset + len - at).unwrap_or(CHUNK).min(CHUNK);
                 let Some(part) = buf.get_mut(..step) else { break };
-                read_chain(self.layers, at, part, true).map_err(|source| read_error(at, source))?;
+                match read_chain(self.layers, at, part, true) {
+                    Err(error) if is_medium(&error) => self.read_around(at, part, error)?,
+                    read => read.map_err(|source| read_error(at, source))?,
+                }
                 self.write_data(at, part)?;
                 at += step as u64;
             }
         }
         Ok(())
+    }
+
+    /// Reads what a medium gives of a range that it did not give as a whole, or tells where the first loss is.
+    fn read_around(&self, offset: u64, buf: &mut [u8], error: io::Error) -> Result<(), ConvertError> {
+        let path = || self.request.source.clone();
+        let skip = self.request.skip_bad;
+        let found = read_around(self.layers, offset, buf, !skip).map_err(|source| ConvertError::Read {
+            path: path(),
+            offset,
+            source,
+        })?;
+        // A second attempt may have gone well.
+        if let Some(first) = found.first().filter(|_| !skip) {
+            return Err(ConvertError::Unreadable { path: path(), first: first.clone(), source: error });
+        }
+        let mut bad = self.bad.lock().unwrap_or_else(PoisonError::into_inner);
+        bad.add(found).map_err(|source| ConvertError::Read { path: path(), offset, source })
     }
 
     /// Writes what is not zero; short runs of zeros in between are written along.
@@ -420,69 +544,5 @@ impl Job<'_> {
             at = run_end;
         }
         write(start, end)
-    }
-}
-
-/// A file nobody knows yet: syncs on the way are pointless.
-#[derive(Debug)]
-struct Unsynced(Arc<dyn DiskFile>);
-
-impl Storage for Unsynced {
-    fn len(&self) -> io::Result<u64> {
-        self.0.len()
-    }
-
-    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
-        self.0.read_at(buf, offset)
-    }
-
-    fn write_at(&self, buf: &[u8], offset: u64) -> io::Result<()> {
-        self.0.write_at(buf, offset)
-    }
-
-    fn zero_range(&self, offset: u64, len: u64) -> io::Result<()> {
-        self.0.zero_range(offset, len)
-    }
-
-    fn set_len(&self, len: u64) -> io::Result<()> {
-        self.0.set_len(len)
-    }
-
-    fn allocate(&self, offset: u64, len: u64) -> io::Result<()> {
-        self.0.allocate(offset, len)
-    }
-
-    fn flush(&self) -> io::Result<()> {
-        Ok(())
-    }
-
-    fn next_data(&self, offset: u64) -> io::Result<Option<u64>> {
-        self.0.next_data(offset)
-    }
-
-    fn next_hole(&self, offset: u64) -> io::Result<u64> {
-        self.0.next_hole(offset)
-    }
-}
-
-impl DiskFile for Unsynced {
-    fn id(&self) -> FileId {
-        self.0.id()
-    }
-
-    fn lock(&self, kind: LockKind) -> io::Result<()> {
-        self.0.lock(kind)
-    }
-
-    fn unlock(&self) -> io::Result<()> {
-        self.0.unlock()
-    }
-
-    fn punches(&self) -> bool {
-        self.0.punches()
-    }
-
-    fn start_writeback(&self, offset: u64, len: u64) {
-        self.0.start_writeback(offset, len);
     }
 }

@@ -42,6 +42,14 @@ pub enum OpenError {
         /// By whom, if found on this host.
         holder: Option<Holder>,
     },
+    /// Something on this host has the device.
+    #[error("{} cannot be opened for writing: {who}", path.display())]
+    Claimed {
+        /// Which device.
+        path: PathBuf,
+        /// Who, and what to do about it.
+        who: String,
+    },
     /// The name belongs to another file by now.
     #[error("{} was replaced by another file while it was open; close the disk and open it again", path.display())]
     Replaced {
@@ -178,6 +186,13 @@ impl OpenError {
             other if backstay_vhd::is_split_extension(other) => Self::Format { path, source: SplitDisk },
             _ => Self::UnknownFormat { path },
         }
+    }
+
+    /// For a device that the kernel does not let us have alone.
+    pub(crate) fn claimed(path: &Path) -> Self {
+        let known = crate::device::look_at_device(path).ok().and_then(|device| device.claimed());
+        let who = known.unwrap_or_else(|| crate::device::Claim::Exclusive.to_string());
+        Self::Claimed { path: path.to_owned(), who }
     }
 
     /// Sorts an error of the file system.

@@ -121,6 +121,12 @@ impl Layer {
         Self { path, file, body: Body::Image(image), size, info, file_writable, warning }
     }
 
+    /// A file that is read only and whose bytes are those of a disk.
+    pub(crate) fn of_shown(path: PathBuf, file: Arc<dyn DiskFile>, size: u64) -> Self {
+        let body = Body::Raw(Raw::default());
+        Self { path, file, body, size, info: None, file_writable: false, warning: None }
+    }
+
     /// Makes a layer that was closed for writing writable again. The lock is already exclusive.
     pub(crate) fn reopen_writable(
         &self,
@@ -251,7 +257,7 @@ impl Layer {
 
     /// Unit of requests in bytes.
     pub(crate) fn sector_size(&self) -> u32 {
-        self.info.as_ref().map_or(512, ImageInfo::sector_size)
+        self.info.as_ref().map_or_else(|| self.file.sector_size(), ImageInfo::sector_size)
     }
 
     /// Bytes in a block; 0 where there are none.
@@ -356,7 +362,10 @@ pub(crate) fn open_locked(
         true => (OpenMode::ReadWrite, LockKind::Exclusive),
         false => (OpenMode::Read, LockKind::Shared),
     };
-    let file = fs.open(path, mode).map_err(|error| OpenError::from_io(path, "open", error))?;
+    let file = fs.open(path, mode).map_err(|error| match error.kind() {
+        io::ErrorKind::ResourceBusy => OpenError::claimed(path),
+        _ => OpenError::from_io(path, "open", error),
+    })?;
     take_lock(fs, path, file.as_ref(), lock)?;
     Ok(file)
 }

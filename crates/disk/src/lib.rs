@@ -29,8 +29,10 @@ mod chain;
 mod compact;
 mod convert;
 mod create;
+pub mod device;
 mod disk;
 mod error;
+mod foreign;
 pub mod fs;
 mod grace;
 mod image;
@@ -62,16 +64,20 @@ pub use backstay_vhd::Kinship;
 pub use backend::{Backend, BlockStatus, ZeroMode};
 pub use chain::{ChainWarning, MAX_DEPTH};
 pub use compact::{CompactError, CompactPlan, Compacted, compact_offline, plan_compact};
-pub use convert::{ConvertError, ConvertReport, ConvertRequest, ConvertTo, Progress, convert, plan_convert};
+pub use convert::{
+    BadRange, ConvertError, ConvertReport, ConvertRequest, ConvertTo, Progress, convert, plan_convert,
+    source_files,
+};
 pub use create::{CreateError, DEFAULT_BLOCK_SIZE, Identity, NewDisk, NewDiskPlan, create_disk};
 pub use disk::{CloseError, Disk, LayerInfo};
 pub use error::OpenError;
+pub use foreign::{ForeignError, ForeignFormat, ForeignSource, HeaderError, What};
 pub use image::ImageInfo;
 pub use inspect::{MapError, Report, check_file, look_at, map_file};
 pub use kinship::{KinshipError, kinship};
 pub use merge::{
-    MergeControl, MergeError, MergePlan, MergeProgress, MergeStep, Merged, ReparentError, merge_offline,
-    plan_merge, reparent,
+    MergeControl, MergeError, MergePlan, MergeProgress, MergeStep, Merged, ReparentError, children_of,
+    merge_offline, plan_merge, reparent,
 };
 pub use options::{DiskFormat, DiskOptions};
 pub use resize::{Grown, NewSize, ResizeError, ResizePlan, UsedBy, plan_resize, resize_offline};

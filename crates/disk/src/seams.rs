@@ -91,6 +91,10 @@ impl DiskFile for GatedFile {
         self.file.punches()
     }
 
+    fn sector_size(&self) -> u32 {
+        self.file.sector_size()
+    }
+
     fn start_writeback(&self, offset: u64, len: u64) {
         self.file.start_writeback(offset, len);
     }

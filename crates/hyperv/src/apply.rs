@@ -145,6 +145,7 @@ impl VmConfig {
             }
             let (path, kind) = match &drive.media {
                 DriveMedia::Disk(path) => (path_text(path)?, "VHD"),
+                DriveMedia::Device(path) => (path_text(path)?, "PHYSICAL"),
                 DriveMedia::Iso(path) => (path_text(path)?, "ISO"),
                 DriveMedia::EmptyOptical => ("", "ISO"),
             };
@@ -285,7 +286,7 @@ fn check(spec: &VmSpec) -> Result<(), ApplyError> {
         if !slots.insert(drive.slot) {
             return Err(ApplyError::SlotTaken(drive.slot));
         }
-        if let DriveMedia::Disk(path) | DriveMedia::Iso(path) = &drive.media {
+        if let DriveMedia::Disk(path) | DriveMedia::Device(path) | DriveMedia::Iso(path) = &drive.media {
             path_text(path)?;
         }
     }

@@ -222,6 +222,8 @@ impl SpecReader<'_> {
         let kind = node.string("type").unwrap_or_default();
         let media = match (kind.as_str(), path.is_empty()) {
             ("NONE", _) | ("VHD", true) => return,
+            // Windows' names of devices mean nothing here.
+            ("PHYSICAL", false) if path.starts_with('/') => DriveMedia::Device(path.into()),
             ("VHD", false) => DriveMedia::Disk(path.into()),
             ("ISO", true) => DriveMedia::EmptyOptical,
             ("ISO", false) => DriveMedia::Iso(path.into()),

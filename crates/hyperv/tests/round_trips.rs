@@ -47,6 +47,7 @@ fn slot() -> impl Strategy<Value = DriveSlot> {
 fn media() -> impl Strategy<Value = DriveMedia> {
     prop_oneof![
         path().prop_map(DriveMedia::Disk),
+        path().prop_map(DriveMedia::Device),
         path().prop_map(DriveMedia::Iso),
         Just(DriveMedia::EmptyOptical),
     ]

@@ -172,6 +172,8 @@ impl FromStr for DriveSlot {
 pub enum DriveMedia {
     /// A virtual hard disk file; the path is the top of its chain.
     Disk(PathBuf),
+    /// A block device of the host, passed through as a hard disk. It has no checkpoints and no copies.
+    Device(PathBuf),
     /// A CD/DVD image.
     Iso(PathBuf),
     /// A CD/DVD drive without a medium.
@@ -371,7 +373,7 @@ impl VmSpec {
             if !slots.insert(drive.slot) {
                 return Err(SpecError::SlotTaken(drive.slot));
             }
-            if let DriveMedia::Disk(path) = &drive.media
+            if let DriveMedia::Disk(path) | DriveMedia::Device(path) = &drive.media
                 && !files.insert(path.clone())
             {
                 return Err(SpecError::DiskTwice(path.clone()));
@@ -388,7 +390,7 @@ impl VmSpec {
         Ok(())
     }
 
-    /// The hard disks with their files, in slot order.
+    /// The virtual hard disks with their files, in slot order. Devices of the host are not among them.
     #[must_use]
     pub fn disks(&self) -> Vec<(DriveSlot, &PathBuf)> {
         let mut disks: Vec<_> = self
@@ -396,11 +398,35 @@ impl VmSpec {
             .iter()
             .filter_map(|d| match &d.media {
                 DriveMedia::Disk(path) => Some((d.slot, path)),
-                DriveMedia::Iso(_) | DriveMedia::EmptyOptical => None,
+                DriveMedia::Device(_) | DriveMedia::Iso(_) | DriveMedia::EmptyOptical => None,
             })
             .collect();
         disks.sort_by_key(|(slot, _)| *slot);
         disks
+    }
+
+    /// The host's devices that are passed through, in slot order.
+    #[must_use]
+    pub fn devices(&self) -> Vec<(DriveSlot, &PathBuf)> {
+        let mut devices: Vec<_> = self
+            .drives
+            .iter()
+            .filter_map(|drive| match &drive.media {
+                DriveMedia::Device(path) => Some((drive.slot, path)),
+                DriveMedia::Disk(_) | DriveMedia::Iso(_) | DriveMedia::EmptyOptical => None,
+            })
+            .collect();
+        devices.sort_by_key(|(slot, _)| *slot);
+        devices
+    }
+
+    /// Whether it is of generation 1 and has no hard disk that its BIOS can start from: those are on IDE.
+    #[must_use]
+    pub fn lacks_ide_boot(&self) -> bool {
+        let on_ide = |drive: &DriveSpec| matches!(drive.slot, DriveSlot::Ide { .. });
+        let hard = |drive: &&DriveSpec| matches!(drive.media, DriveMedia::Disk(_) | DriveMedia::Device(_));
+        let mut disks = self.drives.iter().filter(hard).peekable();
+        self.hardware == VirtualHardware::Gen1 && disks.peek().is_some() && !disks.any(on_ide)
     }
 }
 

@@ -262,8 +262,9 @@ fn open_log(path: &Path) -> io::Result<File> {
     OpenOptions::new().create(true).append(true).custom_flags(nofollow).open(path)
 }
 
-/// Each disk costs QEMU a descriptor or two, and a machine can have 260; the usual limit is 1024.
-fn raise_open_files_limit() {
+/// Raises this process's limit of open files, and with it that of those it starts. Each disk costs QEMU a descriptor or two, and
+/// its server several; a machine can have 260, and the usual limit is 1024.
+pub fn raise_open_files_limit() {
     let limit = getrlimit(Resource::Nofile);
     let wanted = limit.maximum.map_or(1 << 20, |most| most.min(1 << 20));
     if limit.current.is_some_and(|current| current < wanted)

@@ -9,6 +9,7 @@ use backstay_disk::{
     SwitchError, Switched, fs::HostFs, settle_parents, switch_back_all,
 };
 use backstay_model::{CheckpointDisk, DriveMedia, DriveSlot, VmSpec};
+use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -88,7 +89,9 @@ impl DisksError {
     /// Somebody has a disk locked, perhaps only to look at it.
     #[must_use]
     pub fn is_in_use(&self) -> bool {
-        matches!(self, Self::Open { source, .. } if matches!(**source, OpenError::InUse { .. }))
+        let by_others =
+            |error: &OpenError| matches!(error, OpenError::InUse { .. } | OpenError::Claimed { .. });
+        matches!(self, Self::Open { source, .. } if by_others(source))
     }
 }
 
@@ -98,7 +101,18 @@ struct Drive {
     /// The file as the configuration names it; changes with each switch.
     top: Mutex<PathBuf>,
     disk: Arc<Disk>,
-    hard_disk: bool,
+    kind: Kind,
+}
+
+/// What is in a drive.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    /// A virtual hard disk, which can step onto new files.
+    File,
+    /// A device of the host.
+    Device,
+    /// A CD/DVD image.
+    Iso,
 }
 
 impl Drive {
@@ -126,27 +140,30 @@ impl DiskSet {
         let tops = Tops::read(&run.tops()).map_err(run_file(run.tops()))?;
         let (mut drives, mut steps) = (Vec::new(), Vec::new());
         for drive in &spec.drives {
-            let (path, options) = match &drive.media {
+            let (path, options, kind) = match &drive.media {
                 DriveMedia::Disk(configured) => {
                     let top = find_top(&tops, drive.slot, configured)?;
                     if top.open {
                         steps.push((drive.slot, top.path.clone()));
                     }
-                    (top.path, to_write())
+                    (top.path, to_write(), Kind::File)
+                }
+                DriveMedia::Device(path) => {
+                    (path.clone(), DiskOptions { format: Some(DiskFormat::Raw), ..to_write() }, Kind::Device)
                 }
                 DriveMedia::Iso(path) => {
-                    (path.clone(), DiskOptions { format: Some(DiskFormat::Raw), ..DiskOptions::read_only() })
+                    let how = DiskOptions { format: Some(DiskFormat::Raw), ..DiskOptions::read_only() };
+                    (path.clone(), how, Kind::Iso)
                 }
                 DriveMedia::EmptyOptical => continue,
             };
-            let hard_disk = !options.read_only;
-            if hard_disk {
+            if kind == Kind::File {
                 settle_parents(&HostFs::shared(), &path, &options)
                     .map_err(|source| DisksError::Open { slot: drive.slot, source: Box::new(source) })?;
             }
             let disk = Disk::open(&path, options)
                 .map_err(|source| DisksError::Open { slot: drive.slot, source: Box::new(source) })?;
-            drives.push(Drive { slot: drive.slot, top: Mutex::new(path), disk, hard_disk });
+            drives.push(Drive { slot: drive.slot, top: Mutex::new(path), disk, kind });
         }
         if !steps.is_empty()
             && let Err(error) = Tops::conclude(&run.tops(), steps)
@@ -160,7 +177,7 @@ impl DiskSet {
                 name: drive.slot.export_name(),
                 description: drive.top().display().to_string(),
                 backend: drive.disk.clone(),
-                read_only: !drive.hard_disk,
+                read_only: drive.kind == Kind::Iso,
             };
             server.add_export(export).map_err(DisksError::Export)?;
         }
@@ -180,7 +197,15 @@ impl DiskSet {
     /// The file on top of each hard disk.
     #[must_use]
     pub fn tops(&self) -> Vec<(DriveSlot, PathBuf)> {
-        self.hard_disks().map(|drive| (drive.slot, drive.top().clone())).collect()
+        self.files_disks().map(|drive| (drive.slot, drive.top().clone())).collect()
+    }
+
+    /// Drives whose sectors are not of 512 bytes: how many they have.
+    #[must_use]
+    pub fn large_sectors(&self) -> BTreeMap<DriveSlot, u32> {
+        let devices = self.drives.iter().filter(|drive| drive.kind == Kind::Device);
+        let sectors = devices.map(|drive| (drive.slot, drive.disk.sector_size()));
+        sectors.filter(|(_, sector)| *sector != 512).collect()
     }
 
     /// Files that take more space when the guest writes: all but those of fixed size that have all of it already.
@@ -191,7 +216,7 @@ impl DiskSet {
             let flat = drive.disk.chain().first().is_some_and(|layer| !layer.grows());
             flat && std::fs::metadata(path).is_ok_and(|file| file.blocks() * 512 >= file.len())
         };
-        let tops = self.hard_disks().map(|drive| (drive, drive.top().clone()));
+        let tops = self.files_disks().map(|drive| (drive, drive.top().clone()));
         tops.filter(|(drive, path)| !whole(drive, path)).map(|(_, path)| path).collect()
     }
 
@@ -202,7 +227,7 @@ impl DiskSet {
             Some(switch) => switch.from.clone(),
             None => drive.top().clone(),
         };
-        self.hard_disks().map(|drive| CheckpointDisk { slot: drive.slot, file: file(drive) }).collect()
+        self.files_disks().map(|drive| CheckpointDisk { slot: drive.slot, file: file(drive) }).collect()
     }
 
     /// Chains and numbers of the hard disks.
@@ -345,7 +370,11 @@ impl DiskSet {
     }
 
     fn hard_disks(&self) -> impl Iterator<Item = &Drive> {
-        self.drives.iter().filter(|drive| drive.hard_disk)
+        self.drives.iter().filter(|drive| drive.kind != Kind::Iso)
+    }
+
+    fn files_disks(&self) -> impl Iterator<Item = &Drive> {
+        self.drives.iter().filter(|drive| drive.kind == Kind::File)
     }
 
     fn drive(&self, slot: DriveSlot) -> Result<&Drive, DisksError> {

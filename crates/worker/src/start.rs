@@ -8,11 +8,13 @@ use crate::control::{LaunchRecord, RestoreFrom};
 use crate::durable;
 use crate::run_dir::{RunDir, clear_for_qemu};
 use crate::sandbox::View;
+use backstay_model::DriveSlot;
 use backstay_qemu::accel::Choice;
 use backstay_qemu::argv::{self, ArgvError, Begin, LaunchFacts};
 use backstay_qemu::process::{QemuProcess, Spawn, SpawnError};
 use backstay_qemu::qmp::{Qmp, QmpError};
 use backstay_qemu::version::{self, VersionError};
+use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -121,7 +123,7 @@ impl std::fmt::Display for Reasons {
     }
 }
 
-/// Starts QEMU for the record; with `restore`, loads that state. Ends it again on failure and when `cancel` becomes true.
+/// Starts QEMU for the record; with `restore`, loads that state. `sectors` are of hard disks whose sectors are not of 512 bytes. Ends it again on failure and when `cancel` becomes true.
 ///
 /// # Errors
 /// [`StartError`]; no QEMU runs then.
@@ -130,10 +132,12 @@ pub async fn start(
     record: &LaunchRecord,
     accel: &Choice,
     restore: Option<&RestoreFrom>,
+    sectors: BTreeMap<DriveSlot, u32>,
     mut cancel: watch::Receiver<bool>,
 ) -> Result<Started, StartError> {
     let descriptor = restore.map(|from| check(record, accel, from)).transpose()?;
     let mut facts = LaunchFacts::new(accel.accel);
+    facts.sectors = sectors;
     facts.begin = if descriptor.is_some() { Begin::Incoming } else { Begin::Boot };
     let line = argv::command_line(&record.spec, run, &facts).map_err(StartError::Argv)?;
     clear_for_qemu(run, record.qemu_uid_gid)

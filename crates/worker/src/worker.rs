@@ -44,6 +44,8 @@ pub fn run(run_dir: &Path) -> Result<ExitCode> {
     // Fails only if we lead a group already, as when started from a shell; then the session is the user's choice.
     let _ = rustix::process::setsid();
     restrict_new_files();
+    // A worker that takes over a QEMU starts none, and opens as many disks.
+    backstay_qemu::process::raise_open_files_limit();
     let _held = lock::take(&run.lock()).with_context(|| format!("{}", run.lock().display()))?;
     let record: LaunchRecord = durable::read_json(&run.launch())
         .with_context(|| format!("{} cannot be read", run.launch().display()))?

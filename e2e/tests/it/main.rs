@@ -4,9 +4,11 @@
 #![expect(clippy::unwrap_used, reason = "a panic in a test is the report")]
 
 mod bad_input;
+mod bad_medium;
 mod cancel;
 mod checkpoint;
 mod clone;
+mod controllers;
 mod events;
 mod full_disk;
 mod held_disks;
@@ -23,6 +25,7 @@ mod low_space;
 mod merge_no_space;
 mod metrics;
 mod package;
+mod pass_through;
 mod processors;
 mod sandbox;
 mod save;

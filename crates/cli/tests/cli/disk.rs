@@ -217,6 +217,46 @@ fn damage_is_found_and_repaired() {
     assert_eq!(std::fs::read(dir.join("again.raw")).unwrap(), content());
 }
 
+/// QEMU reads the first header and the first region table only, so it sees what is wrong with them.
+#[test]
+fn a_vhdx_heals_from_its_copies_and_what_is_in_none_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let dir = folder.path();
+    std::fs::write(dir.join("r.raw"), content()).unwrap();
+    assert!(disk(dir, &["convert", "r.raw", "d.vhdx", "--block-size", "1M"]).status.success());
+    let write = |at: u64, bytes: &[u8]| {
+        use std::os::unix::fs::FileExt;
+        let file = std::fs::OpenOptions::new().write(true).open(dir.join("d.vhdx")).unwrap();
+        file.write_all_at(bytes, at).unwrap();
+    };
+    write(64 << 10, &[0x55; 64]);
+    write(192 << 10, &[0x55; 64]);
+    let qemu = |args: &[&str]| tool(dir, "qemu-img", args).map(|seen| seen.status.success());
+    assert!(matches!(qemu(&["check", "-f", "vhdx", "d.vhdx"]), None | Some(false)), "QEMU refuses it");
+    let check = disk(dir, &["check", "d.vhdx"]);
+    assert_eq!(check.status.code(), Some(7), "{}{}", out(&check), err(&check));
+    assert!(
+        out(&check).contains("header-copy") && out(&check).contains("region-table-copy"),
+        "{}",
+        out(&check)
+    );
+    let plan = disk(dir, &["check", "d.vhdx", "--repair", "--dry-run"]);
+    assert!(out(&plan).contains("a header") && out(&plan).contains("a region table"), "{}", out(&plan));
+    assert_eq!(disk(dir, &["check", "d.vhdx"]).status.code(), Some(7), "a dry run");
+    let repaired = disk(dir, &["check", "d.vhdx", "--repair"]);
+    assert_eq!(repaired.status.code(), Some(0), "{}{}", out(&repaired), err(&repaired));
+    assert!(matches!(qemu(&["check", "-f", "vhdx", "d.vhdx"]), None | Some(true)));
+    assert!(matches!(qemu(&["compare", "-f", "vhdx", "-F", "raw", "d.vhdx", "r.raw"]), None | Some(true)));
+
+    // The entry of the first block leads behind the end of the file.
+    write(3 << 20, &((900u64 << 20) | 6).to_le_bytes());
+    let left = disk(dir, &["check", "d.vhdx", "--repair"]);
+    assert_eq!(left.status.code(), Some(5), "{}{}", out(&left), err(&left));
+    assert!(out(&left).contains("block 0 ends at") && out(&left).contains("no "), "{}", out(&left));
+    let plan = disk(dir, &["check", "d.vhdx", "--repair", "--dry-run"]);
+    assert!(out(&plan).contains("not repaired: complete: "), "{}", out(&plan));
+}
+
 #[test]
 fn a_missing_parent_is_told_by_check_and_info_still_works() {
     let folder = tempfile::tempdir().unwrap();

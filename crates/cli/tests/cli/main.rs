@@ -4,6 +4,7 @@
 
 mod answers;
 mod conventions;
+mod convert;
 mod daemon;
 mod disk;
 mod explain;

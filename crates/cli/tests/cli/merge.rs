@@ -90,3 +90,38 @@ fn a_moved_parent_is_told_to_its_child() {
     done(dir, &["reparent", "child.avhd", "--parent", "elsewhere/moved.vhd"]);
     assert_eq!(byte(dir, "child.avhd", 0), 1);
 }
+
+#[test]
+fn a_row_is_merged_down_to_its_first_disk_and_a_branch_is_not() {
+    for (base, child) in [("base.vhd", "avhd"), ("base.vhdx", "avhdx")] {
+        let folder = tempfile::tempdir().unwrap();
+        let dir = folder.path();
+        done(dir, &["create", base, "--size", "16M"]);
+        let lone = disk(dir, &["merge", base, "--subtree"]);
+        assert_eq!(lone.status.code(), Some(5), "{}", err(&lone));
+        write(dir, base, 0, 1);
+        let name = |name: &str| format!("{name}.{child}");
+        let (one, two, three, branch) = (name("one"), name("two"), name("three"), name("branch"));
+        for (parent, child, at, byte) in
+            [(base, &one, 3 << 20, 2), (one.as_str(), &two, 6 << 20, 3), (two.as_str(), &three, 9 << 20, 4)]
+        {
+            done(dir, &["create", child, "--parent", parent]);
+            write(dir, child, at, byte);
+        }
+        done(dir, &["create", &branch, "--parent", &one]);
+        let refused = disk(dir, &["merge", base, "--subtree"]);
+        assert_eq!(refused.status.code(), Some(5), "{}", err(&refused));
+        assert!(err(&refused).contains(&two) && err(&refused).contains(&branch), "{}", err(&refused));
+        assert_eq!(byte(dir, &three, 9 << 20), 4, "nothing was begun");
+        let into = disk(dir, &["merge", &three, "--into", base]);
+        assert_eq!(into.status.code(), Some(5), "{}", err(&into));
+        assert!(dir.join(&three).exists(), "nothing was begun of a row that cannot be ended");
+        std::fs::remove_file(dir.join(&branch)).unwrap();
+
+        let plan = done(dir, &["merge", base, "--subtree", "--dry-run"]);
+        assert!(plan.find(&three) < plan.find(&one) && plan.contains(&two), "{plan}");
+        done(dir, &["merge", base, "--subtree"]);
+        assert_eq!([0, 3 << 20, 6 << 20, 9 << 20].map(|at| byte(dir, base, at)), [1, 2, 3, 4]);
+        assert_eq!(std::fs::read_dir(dir).unwrap().count(), 1);
+    }
+}

@@ -52,6 +52,10 @@ pub(super) async fn check(
             DriveMedia::Iso(path) => {
                 std::fs::File::open(path).err().map(|e| Failure::file("reading", path, e))
             }
+            DriveMedia::Device(path) => Some(Failure::precondition(format!(
+                "{} is a device of this host, which cannot go back to a checkpoint",
+                path.display()
+            ))),
             DriveMedia::Disk(path) if disks::is_raw_name(path) => Some(Failure::precondition(format!(
                 "{} is a raw disk, which cannot go back to a checkpoint",
                 path.display()

@@ -132,7 +132,10 @@ fn default_name(machine: &Machine, now: Timestamp) -> String {
 }
 
 async fn check_disks(app: &App, machine: &Machine) -> Result<(), Failure> {
-    let mut blockers = Vec::new();
+    let mut blockers = super::devices::refusals(
+        &machine.spec,
+        "detach it, or copy it into a VHDX with `backstay disk convert` and attach that",
+    );
     for (slot, path) in machine.disks() {
         let problem = if disks::is_raw_name(&path) {
             Some((

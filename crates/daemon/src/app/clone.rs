@@ -185,7 +185,10 @@ async fn decide_disks(
     linked: bool,
 ) -> Result<Vec<NewDisk>, Failure> {
     let mut new: Vec<NewDisk> = Vec::new();
-    let mut blockers = Vec::new();
+    let mut blockers = super::devices::refusals(
+        spec,
+        "detach it first, or copy it into a VHDX with `backstay disk convert` for the clone",
+    );
     let name = spec.name.clone();
     for drive in &mut spec.drives {
         let DriveMedia::Disk(path) = &mut drive.media else { continue };

@@ -1,6 +1,7 @@
 //! Making a machine: everything is checked first, and a failure leaves nothing behind.
 
 use super::capacity::check_count;
+use super::controllers::check_places;
 use super::drives::{DiskToMake, check_files, nics, place};
 use super::{Accepted, App, Call, Done};
 use crate::disks;
@@ -10,7 +11,7 @@ use crate::failure::Failure;
 use crate::inventory::{blocking, read_machine, set_generation, set_home};
 use crate::layout::Layout;
 use crate::tasks::{Hold, TaskContext, TaskSpec};
-use backstay_api::{ObjectKind, ObjectRef, Plan, ProblemCode, VmCreate};
+use backstay_api::{Compat, ObjectKind, ObjectRef, Plan, ProblemCode, VmCreate};
 use backstay_hyperv::{VmConfig, filetime_from_unix_ms};
 use backstay_model::{BootDevice, CpuControl, Generation, VmId, VmName, VmSpec};
 use jiff::Timestamp;
@@ -24,6 +25,7 @@ struct Creation {
     spec: VmSpec,
     make: Vec<DiskToMake>,
     layout: Layout,
+    compat: Option<Compat>,
     warnings: Vec<String>,
 }
 
@@ -84,8 +86,9 @@ async fn decide(app: &App, body: VmCreate) -> Result<Creation, Failure> {
     };
     check_spec(&spec)?;
     check_count(app, &spec.name, &spec.cpu)?;
-    let warnings = check_files(app, id, &spec.drives, &placed.make).await?;
-    Ok(Creation { spec, make: placed.make, layout, warnings })
+    let mut warnings = check_files(app, id, &spec.drives, &placed.make, body.compat).await?;
+    warnings.extend(check_places(&spec));
+    Ok(Creation { spec, make: placed.make, layout, compat: body.compat, warnings })
 }
 
 pub(super) fn id_is_free(app: &App, id: VmId, layout: &Layout) -> Result<(), Failure> {
@@ -137,7 +140,10 @@ async fn run(app: Arc<App>, context: TaskContext, mut creation: Creation) -> Don
     let attaching = app.attaching.lock().await;
     app.inventory.name_is_free(creation.spec.name.as_str(), None)?;
     id_is_free(&app, creation.spec.id, &creation.layout)?;
-    creation.warnings = check_files(&app, creation.spec.id, &creation.spec.drives, &creation.make).await?;
+    let (spec, make) = (&creation.spec, &creation.make);
+    let mut warnings = check_files(&app, spec.id, &spec.drives, make, creation.compat).await?;
+    warnings.extend(check_places(spec));
+    creation.warnings = warnings;
     for warning in &creation.warnings {
         context.warn(warning.clone());
     }

@@ -1,12 +1,14 @@
 //! Drives of a request: where they go, whether their files can be used.
 
 use super::App;
+use super::controllers::check_size;
+use super::devices::{check_device, is_device};
 use super::usage::{same_file, usage, used_by};
 use crate::disks;
 use crate::failure::Failure;
 use crate::inventory::blocking;
 use crate::layout::{Layout, NEW_DISK};
-use backstay_api::{Blocker, DiskType, DriveKind, DriveRequest, NicRequest, ProblemCode};
+use backstay_api::{Blocker, Compat, DiskType, DriveKind, DriveRequest, NicRequest, ProblemCode};
 use backstay_model::{
     DriveMedia, DriveSlot, DriveSpec, MacAddress, NicAttachment, NicId, NicSpec, VirtualHardware, VmId,
     VmName,
@@ -90,6 +92,7 @@ fn media(
         }
         (DriveKind::Iso, Some(path), None) => Ok(DriveMedia::Iso(absolute(path)?)),
         (DriveKind::Iso, ..) => wrong("a CD/DVD image needs its path, and cannot be created"),
+        (DriveKind::Disk, Some(path), None) if is_device(path) => Ok(DriveMedia::Device(absolute(path)?)),
         (DriveKind::Disk, Some(path), None) => Ok(DriveMedia::Disk(absolute(path)?)),
         (DriveKind::Disk, None, None) => wrong("a disk needs its path, or create with a size"),
         (DriveKind::Disk, path, Some(new)) => {
@@ -135,6 +138,7 @@ pub(super) async fn check_files(
     vm: VmId,
     drives: &[DriveSpec],
     to_make: &[DiskToMake],
+    compat: Option<Compat>,
 ) -> Result<Vec<String>, Failure> {
     let usage = usage(app, Some((vm, super::usage::Part::Checkpoints))).await?;
     let mut blockers: Vec<Blocker> = Vec::new();
@@ -149,7 +153,14 @@ pub(super) async fn check_files(
         let found = match &drive.media {
             DriveMedia::EmptyOptical => continue,
             DriveMedia::Iso(path) => check_iso(path).map(|()| Vec::new()),
-            DriveMedia::Disk(path) if to_make.iter().any(|m| m.path == *path) => continue,
+            DriveMedia::Device(_) => match check_device(app, vm, drive, drives).await {
+                Ok((device, told)) => with_size(drive.slot, device.size, compat, told),
+                Err(refusal) => Err(refusal),
+            },
+            DriveMedia::Disk(path) if to_make.iter().any(|m| m.path == *path) => {
+                let size = to_make.iter().find(|m| m.path == *path).map_or(0, |m| m.size);
+                with_size(drive.slot, size, compat, Vec::new())
+            }
             DriveMedia::Disk(path) => match usage.of(path).first() {
                 Some(holder) => Err(used_by(path, holder)),
                 None => {
@@ -157,7 +168,7 @@ pub(super) async fn check_files(
                     let probed = blocking(move || disks::probe(&path)).await;
                     probed.and_then(|chain| match usage.conflict(vm, &chain.files(), None) {
                         Some(refusal) => Err(refusal),
-                        None => Ok(chain.warnings),
+                        None => with_size(drive.slot, chain.size, compat, chain.warnings),
                     })
                 }
             },
@@ -180,6 +191,17 @@ pub(super) async fn check_files(
                 .with_blockers(blockers))
         }
     }
+}
+
+/// Adds to the warnings what a controller has against the size.
+fn with_size(
+    slot: DriveSlot,
+    size: u64,
+    compat: Option<Compat>,
+    mut warnings: Vec<String>,
+) -> Result<Vec<String>, Failure> {
+    warnings.extend(check_size(slot, size, compat)?);
+    Ok(warnings)
 }
 
 fn check_iso(path: &Path) -> Result<(), Failure> {

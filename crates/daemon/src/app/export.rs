@@ -14,7 +14,8 @@ use crate::inventory::{Machine, blocking, set_home};
 use crate::layout::{Layout, extension_like, free_disk};
 use crate::store::TaskNote;
 use crate::tasks::{Hold, TaskContext};
-use backstay_api::{CheckpointExport, Plan, ProblemCode};
+use backstay_api::{CheckpointExport, Plan, ProblemCode, UnreadableRange};
+use backstay_disk::BadRange;
 use backstay_hyperv::VmConfig;
 use backstay_model::{Checkpoint, CheckpointId, DriveMedia, DriveSlot, VmId};
 use backstay_worker::read_descriptor;
@@ -89,6 +90,11 @@ async fn decide(
                 config.set_drive_path(drive.slot, &to).map_err(wrong)?;
                 disks.push((drive.slot, from.clone(), to));
             }
+            DriveMedia::Device(path) => warnings.push(format!(
+                "{} in {} is a device of this host and is not exported: detach it on the other host, or give it one there",
+                path.display(),
+                drive.slot
+            )),
             DriveMedia::Iso(path) => warnings.push(format!(
                 "{} in {} is not exported: the other host needs it at the same place, or the drive emptied",
                 path.display(),
@@ -164,7 +170,8 @@ async fn run(
     context.note(&export.note(id)).await;
     let cancel = Arc::new(AtomicBool::new(false));
     let (work, telling, stop) = (export.clone(), context.clone(), Arc::clone(&cancel));
-    let mut thread = tokio::task::spawn_blocking(move || write(&work, id, &telling, &stop));
+    let skip_bad = body.skip_bad;
+    let mut thread = tokio::task::spawn_blocking(move || write(&work, id, skip_bad, &telling, &stop));
     let written = loop {
         tokio::select! {
             ended = &mut thread => break ended,
@@ -174,10 +181,14 @@ async fn run(
     let written = written.unwrap_or_else(|fault| {
         Err(Failure::because(ProblemCode::Internal, "the export ended by a fault of Backstay", fault))
     });
-    if let Err(failure) = written {
-        clear(&export, id).await;
-        return Err(failure);
-    }
+    let unreadable = match written {
+        Ok(unreadable) => unreadable,
+        Err(failure) => {
+            clear(&export, id).await;
+            return Err(failure);
+        }
+    };
+    tell_unreadable(&context, &export, &unreadable);
     let what = Happening {
         kind: "checkpoint.exported",
         who: &context.who(),
@@ -191,25 +202,84 @@ async fn run(
         "config": export.layout.vm_config(id),
         "disks": export.disks.iter().map(|(_, _, to)| to).collect::<Vec<_>>(),
         "has_memory": export.memory.is_some(),
+        "unreadable": unreadable.iter().take(MOST_TOLD).collect::<Vec<_>>(),
+        "unreadable_ranges": unreadable.len(),
     })))
 }
 
-/// Writes everything, the configuration last: without it there is no machine in the folder.
-fn write(export: &Export, id: VmId, context: &TaskContext, cancel: &AtomicBool) -> Result<(), Failure> {
+/// Ranges that a task's result lists; the file in the folder has all.
+const MOST_TOLD: usize = 1000;
+/// That file.
+const UNREADABLE: &str = "unreadable.csv";
+
+fn tell_unreadable(context: &TaskContext, export: &Export, unreadable: &[UnreadableRange]) {
+    if unreadable.is_empty() {
+        return;
+    }
+    let bytes: u64 = unreadable.iter().map(|range| range.length).sum();
+    context.warn(format!(
+        "{bytes} bytes in {} places of its disks could not be read and are zeros in the export: {} lists them",
+        unreadable.len(),
+        export.layout.root().join(UNREADABLE).display()
+    ));
+    if export.memory.is_some() {
+        context.warn(
+            "its memory was exported too, and may rely on what is lost: to be on the safe side register it and throw the \
+             memory away with `backstay vm discard-saved-state`",
+        );
+    }
+}
+
+/// Writes down what could not be read.
+fn write_unreadable(export: &Export, unreadable: &[UnreadableRange]) -> Result<(), Failure> {
+    if unreadable.is_empty() {
+        return Ok(());
+    }
+    let quoted = |path: &Path| format!("\"{}\"", path.display().to_string().replace('"', "\"\""));
+    let mut text = "disk,offset,length,file,file_offset\n".to_owned();
+    for range in unreadable {
+        let at = range.file_offset.map(|at| at.to_string()).unwrap_or_default();
+        let (disk, file) = (quoted(&range.disk), quoted(&range.file));
+        text += &format!("{disk},{},{},{file},{at}\n", range.offset, range.length);
+    }
+    let path = export.layout.root().join(UNREADABLE);
+    durable::replace(&path, text.as_bytes()).map_err(|e| Failure::file("writing", &path, e))
+}
+
+fn unreadable_of(disk: &Path, bad: Vec<BadRange>) -> impl Iterator<Item = UnreadableRange> {
+    bad.into_iter().map(|range| UnreadableRange {
+        disk: disk.into(),
+        offset: range.offset,
+        length: range.len,
+        file: range.file,
+        file_offset: range.file_offset,
+    })
+}
+
+/// Writes everything, the configuration last: without it there is no machine in the folder. What could not be read.
+fn write(
+    export: &Export,
+    id: VmId,
+    skip_bad: bool,
+    context: &TaskContext,
+    cancel: &AtomicBool,
+) -> Result<Vec<UnreadableRange>, Failure> {
     let folder = |path: PathBuf| {
         durable::create_folder(&path).map_err(|e| Failure::file("making the folder", &path, e))
     };
     folder(export.layout.machines())?;
     folder(export.layout.disks())?;
     let count = export.disks.len().max(1);
+    let mut unreadable = Vec::new();
     for (index, (slot, from, to)) in export.disks.iter().enumerate() {
         let tell = |done: u64, total: u64| {
             let part = done.min(total).saturating_mul(90).checked_div(total).unwrap_or(0);
             let all = (index as u64 * 90 + part) / count as u64;
             context.progress(u8::try_from(all).unwrap_or(90), &format!("writing and checking {slot}"));
         };
-        flatten(from, to, &tell, cancel)?;
+        unreadable.extend(unreadable_of(to, flatten(from, to, skip_bad, &tell, cancel)?));
     }
+    write_unreadable(export, &unreadable)?;
     if let Some([(memory, memory_to), (descriptor, descriptor_to)]) = &export.memory {
         context.progress(92, "copying memory");
         folder(export.layout.vm_folder(id))?;
@@ -230,7 +300,8 @@ fn write(export: &Export, id: VmId, context: &TaskContext, cancel: &AtomicBool) 
         return Err(crate::tasks::cancelled());
     }
     let config = export.layout.vm_config(id);
-    durable::replace(&config, &export.config.to_bytes()).map_err(|e| Failure::file("writing", &config, e))
+    durable::replace(&config, &export.config.to_bytes()).map_err(|e| Failure::file("writing", &config, e))?;
+    Ok(unreadable)
 }
 
 /// Copies a file and makes it durable.
@@ -250,7 +321,7 @@ impl Export {
         let folders = [layout.vm_folder(id), layout.machines(), layout.disks(), layout.root().to_path_buf()];
         TaskNote::Export {
             config: self.layout.vm_config(id),
-            files: disks.chain(memory).collect(),
+            files: disks.chain(memory).chain([self.layout.root().join(UNREADABLE)]).collect(),
             folders: folders.into(),
         }
     }

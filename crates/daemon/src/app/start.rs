@@ -149,6 +149,10 @@ pub(super) async fn check_drives(
             DriveMedia::Iso(path) => {
                 std::fs::File::open(path).map(drop).map_err(|e| Failure::file("reading", path, e))
             }
+            DriveMedia::Device(_) => {
+                let seen = super::devices::check_device(app, machine.id, drive, &machine.spec.drives).await;
+                seen.map(|(_, told)| warnings.extend(told))
+            }
             DriveMedia::Disk(path) => chain_of(app, path).await.and_then(|chain| {
                 match usage.conflict(machine.id, &chain.files(), None) {
                     Some(refusal) => Err(refusal),

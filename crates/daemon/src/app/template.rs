@@ -99,7 +99,8 @@ async fn check(app: &App, machine: &Machine, template: bool) -> Result<(), Failu
              a template"
         )));
     }
-    let (_, blockers) = super::start::check_drives(app, machine).await?;
+    let (_, mut blockers) = super::start::check_drives(app, machine).await?;
+    blockers.extend(super::devices::refusals(&machine.spec, "detach it first"));
     match blockers.first() {
         None => Ok(()),
         Some(first) => {

@@ -2,6 +2,7 @@
 
 use super::capacity::{check_count, reserve_cores};
 use super::changes::changes;
+use super::controllers::check_places;
 use super::create::{make_disks, remove_disks};
 use super::drives::{check_files, nics, place};
 use super::merge::kick_all;
@@ -70,13 +71,16 @@ async fn decide(app: &App, machine: &Machine, body: &VmUpdate) -> Result<Change,
     }
     spec.nics.extend(nics(&body.add_nics));
     let placed = place(&body.add_drives, &spec.drives, spec.hardware, &machine.layout, &spec.name)?;
-    let warnings = if placed.drives.is_empty() {
+    let mut warnings = if placed.drives.is_empty() {
         Vec::new()
     } else {
-        check_files(app, machine.id, &placed.drives, &placed.make).await?
+        check_files(app, machine.id, &placed.drives, &placed.make, body.compat).await?
     };
     spec.drives.extend(placed.drives);
     spec.drives.sort_by_key(|drive| drive.slot);
+    if spec.drives != machine.spec.drives {
+        warnings.extend(check_places(&spec));
+    }
     super::create::check_spec(&spec)?;
     if body.cpus.is_some() {
         check_count(app, &spec.name, &spec.cpu)?;

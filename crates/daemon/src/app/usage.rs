@@ -1,6 +1,7 @@
 //! Which file is used by what: no file is attached, deleted or replaced that another machine or checkpoint needs.
 
 use super::App;
+use super::devices::is_device;
 use crate::chains::Chains;
 use crate::disks::{self, Chain};
 use crate::failure::Failure;
@@ -9,7 +10,7 @@ use backstay_api::{DiskFile, DiskHolder, DiskLayer, DiskStats, ProblemCode, VmDi
 use backstay_model::VmId;
 use backstay_worker::control::{DiskStatus, Reply, Request};
 use std::collections::{BTreeMap, BTreeSet};
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -26,14 +27,19 @@ pub(super) fn same_file(path: &Path) -> PathBuf {
 /// file.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum FileKey {
+    /// A device of the host, by its number.
+    Device(u64),
     Inode(u64, u64),
     Name(PathBuf),
 }
 
 impl FileKey {
     pub(super) fn of(path: &Path) -> Self {
-        std::fs::metadata(path)
-            .map_or_else(|_| Self::Name(same_file(path)), |file| Self::Inode(file.dev(), file.ino()))
+        match std::fs::metadata(path) {
+            Ok(file) if file.file_type().is_block_device() => Self::Device(file.rdev()),
+            Ok(file) => Self::Inode(file.dev(), file.ino()),
+            Err(_) => Self::Name(same_file(path)),
+        }
     }
 }
 
@@ -187,6 +193,9 @@ struct Top {
 impl Top {
     /// The files of its chain.
     fn files(&self, chains: &Chains) -> Result<Vec<PathBuf>, Failure> {
+        if is_device(&self.path) {
+            return Ok(vec![self.path.clone()]);
+        }
         let Some(live) = &self.live else { return chains.files(&self.path) };
         let wanted = FileKey::of(&self.path);
         for disk in live.iter() {
@@ -228,7 +237,8 @@ pub(super) async fn usage(app: &App, special: Option<(VmId, Part)>) -> Result<Us
         }
         // Machines of one folder have the same ones.
         unknown.extend(machine.problems.iter().cloned());
-        let now = machine.disks().into_iter().map(|(slot, path)| (path, slot.to_string(), true));
+        let now = machine.disks().into_iter().chain(machine.devices());
+        let now = now.map(|(slot, path)| (path, slot.to_string(), true));
         let then = machine.disk_places().into_iter().skip(machine.disks().len()).map(|(f, p)| (f, p, false));
         for (path, place, is_now) in now.chain(then) {
             if is_now && part == Part::Checkpoints {
@@ -353,7 +363,7 @@ pub async fn vm_disks(app: &App, vm: &str) -> Result<Vec<VmDisk>, Failure> {
     let machine: Machine = app.inventory.find(vm)?;
     let live = if machine.state.is_active() { worker_disks(app, machine.id).await } else { Vec::new() };
     let mut found = Vec::new();
-    for (slot, path) in machine.disks() {
+    for (slot, path) in machine.disks().into_iter().chain(machine.devices()) {
         let disk = match live.iter().find(|d| d.slot == slot) {
             Some(disk) => VmDisk {
                 slot,

@@ -31,6 +31,7 @@ const VERBS: [VmVerb; 14] = [
 pub fn media_words(media: &DriveMedia) -> String {
     match media {
         DriveMedia::Disk(path) => format!("disk {}", path.display()),
+        DriveMedia::Device(path) => format!("device {} of the host", path.display()),
         DriveMedia::Iso(path) => format!("CD/DVD image {}", path.display()),
         DriveMedia::EmptyOptical => "empty CD/DVD drive".into(),
     }
@@ -80,11 +81,11 @@ pub fn vm(app: &App, machine: &Machine) -> Vm {
 
 fn drive(slot: backstay_model::DriveSlot, media: &DriveMedia) -> Drive {
     let (kind, path) = match media {
-        DriveMedia::Disk(path) => (DriveKind::Disk, Some(path.clone())),
+        DriveMedia::Disk(path) | DriveMedia::Device(path) => (DriveKind::Disk, Some(path.clone())),
         DriveMedia::Iso(path) => (DriveKind::Iso, Some(path.clone())),
         DriveMedia::EmptyOptical => (DriveKind::EmptyOptical, None),
     };
-    Drive { slot, kind, path }
+    Drive { slot, kind, path, pass_through: matches!(media, DriveMedia::Device(_)) }
 }
 
 fn nic(nic: &NicSpec) -> Nic {

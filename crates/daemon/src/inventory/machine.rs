@@ -58,6 +58,12 @@ impl Machine {
         self.spec.disks().into_iter().map(|(slot, path)| (slot, path.clone())).collect()
     }
 
+    /// The host's devices that it has as hard disks, in slot order.
+    #[must_use]
+    pub fn devices(&self) -> Vec<(DriveSlot, PathBuf)> {
+        self.spec.devices().into_iter().map(|(slot, path)| (slot, path.clone())).collect()
+    }
+
     /// The checkpoint Now continues from, if it still exists.
     #[must_use]
     pub fn now_parent(&self) -> Option<CheckpointId> {

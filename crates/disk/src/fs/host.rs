@@ -65,7 +65,14 @@ impl FileSystem for HostFs {
         let mut options = File::options();
         options.read(true).write(mode == OpenMode::ReadWrite);
         // Opening a pipe by mistake must not wait for its other end.
-        options.custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY);
+        let mut flags = libc::O_NONBLOCK | libc::O_NOCTTY;
+        if mode == OpenMode::ReadWrite
+            && fs::metadata(path).is_ok_and(|meta| kind(&meta) == FileKind::BlockDevice)
+        {
+            // Of a device that means: alone, and not while it is mounted.
+            flags |= libc::O_EXCL;
+        }
+        options.custom_flags(flags);
         let file = options.open(path)?;
         if mode == OpenMode::ReadWrite && is_protected(&file.metadata()?) {
             return Err(io::Error::new(

@@ -22,6 +22,8 @@ pub(super) struct HostFile {
     file: File,
     id: FileId,
     block_device: bool,
+    /// Bytes.
+    sector: u32,
     /// Cleared by the first refusal, so that it is asked once.
     can_punch: AtomicBool,
     can_nowait: AtomicBool,
@@ -29,7 +31,18 @@ pub(super) struct HostFile {
 
 impl HostFile {
     pub(super) fn new(file: File, id: FileId, block_device: bool) -> Self {
-        Self { file, id, block_device, can_punch: AtomicBool::new(true), can_nowait: AtomicBool::new(true) }
+        let sector = match block_device {
+            true => rustix::fs::ioctl_blksszget(&file).unwrap_or(512),
+            false => 512,
+        };
+        Self {
+            file,
+            id,
+            block_device,
+            sector,
+            can_punch: AtomicBool::new(true),
+            can_nowait: AtomicBool::new(true),
+        }
     }
 
     fn write_zeros(&self, offset: u64, len: u64) -> io::Result<()> {
@@ -172,6 +185,10 @@ impl DiskFile for HostFile {
 
     fn unlock(&self) -> io::Result<()> {
         lock::set_lock(&self.file, None)
+    }
+
+    fn sector_size(&self) -> u32 {
+        self.sector
     }
 
     fn punches(&self) -> bool {

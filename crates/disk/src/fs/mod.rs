@@ -108,16 +108,21 @@ pub trait DiskFile: Storage {
     /// Whether [`Storage::zero_range`] releases space quickly, as far as is known by now.
     fn punches(&self) -> bool;
 
+    /// Bytes that the device reads and writes as a whole: 512, of some block devices 4096.
+    fn sector_size(&self) -> u32 {
+        512
+    }
+
     /// Starts writing the range back to the device without waiting for it. Only a hint.
     fn start_writeback(&self, _offset: u64, _len: u64) {}
 }
 
 /// Names and files.
 pub trait FileSystem: Send + Sync + Debug {
-    /// Opens an existing file or block device.
+    /// Opens an existing file or block device; a device for writing only if nobody else has it, for himself or mounted.
     ///
     /// # Errors
-    /// As the file system: `NotFound`, `PermissionDenied`, `ReadOnlyFilesystem` …
+    /// `ResourceBusy` where somebody has the device; as the file system: `NotFound`, `PermissionDenied`, `ReadOnlyFilesystem` …
     fn open(&self, path: &Path, mode: OpenMode) -> io::Result<Arc<dyn DiskFile>>;
 
     /// Creates a file that must not exist yet, for reading and writing.

@@ -31,7 +31,7 @@ pub(crate) use control::Pace;
 pub use control::{MergeControl, MergeProgress, MergeStep};
 pub use error::{MergeError, ReparentError};
 pub(crate) use plan::children_in;
-pub use plan::{MergePlan, plan_merge};
+pub use plan::{MergePlan, children_of, plan_merge};
 pub(crate) use route::Routing;
 pub(crate) use slot::MergeSlot;
 

@@ -105,6 +105,24 @@ pub fn plan_merge(
     })
 }
 
+/// The differencing disks in these folders that were made of a disk, by its id.
+///
+/// # Errors
+/// [`KinshipError`]: of one of them nobody can tell.
+pub fn children_of(
+    fs: &Arc<dyn FileSystem>,
+    path: &Path,
+    folders: &[&Path],
+) -> Result<Vec<PathBuf>, KinshipError> {
+    let Some(kin) = kinship(fs, path)? else { return Ok(Vec::new()) };
+    let made_of_it = |(child, parents): (PathBuf, Vec<Uuid>)| {
+        (child != path && parents.contains(&kin.identity)).then_some(child)
+    };
+    let mut children: Vec<PathBuf> = children_in(fs, folders)?.into_iter().filter_map(made_of_it).collect();
+    children.sort();
+    Ok(children)
+}
+
 /// The differencing disks in these folders and the ids of their parents, also those that cannot be opened.
 pub(crate) fn children_in(
     fs: &Arc<dyn FileSystem>,

@@ -2,6 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a panic in a test is the report")]
 
+mod bad_sectors;
 mod chain;
 mod compact;
 mod compact_crash;
@@ -23,4 +24,5 @@ mod space;
 mod stress;
 mod support;
 mod switch;
+mod through_qemu;
 mod vhdx;

@@ -66,10 +66,18 @@ pub(super) fn push(
     for drive in drives {
         let export = export_of(drive, facts);
         check(spec, drive, &export)?;
+        let sector = facts.sectors.get(&drive.slot).copied().filter(|sector| *sector != 512);
+        if let (Some(sector), DriveSlot::Ide { .. }) = (sector, drive.slot) {
+            return Err(ArgvError::SectorsOnIde { slot: drive.slot, sector });
+        }
         if drive.media != DriveMedia::EmptyOptical {
             push_nodes(args, drive, paths, &export);
         }
-        args.option("-device", device(spec, drive, &export, boot.get(&drive.slot).copied()));
+        let mut text = device(spec, drive, &export, boot.get(&drive.slot).copied());
+        if let Some(sector) = sector {
+            text.push_str(&format!(",logical_block_size={sector},physical_block_size={sector}"));
+        }
+        args.option("-device", text);
     }
     Ok(())
 }

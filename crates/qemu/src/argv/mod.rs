@@ -102,6 +102,8 @@ pub struct LaunchFacts {
     pub sandbox: Sandbox,
     /// Exports that differ from the default: named like the slot, read-only for CD/DVD images.
     pub exports: BTreeMap<DriveSlot, DriveExport>,
+    /// Hard disks whose sectors are not of 512 bytes: how many the guest sees.
+    pub sectors: BTreeMap<DriveSlot, u32>,
     /// UEFI, needed by generation 2.
     pub firmware: Option<Firmware>,
     /// The generation id the guest sees; none: a new one at each start, as Windows expects after an applied checkpoint.
@@ -117,6 +119,7 @@ impl LaunchFacts {
             begin: Begin::Boot,
             sandbox: Sandbox::On,
             exports: BTreeMap::new(),
+            sectors: BTreeMap::new(),
             firmware: None,
             generation_id: None,
         }
@@ -168,6 +171,16 @@ pub enum ArgvError {
     /// ATA has no read-only disks.
     #[error("the disk at {0} is read-only, which IDE cannot express: attach it to SCSI or virtio")]
     ReadOnlyIde(DriveSlot),
+    /// ATA as QEMU has it knows one size.
+    #[error(
+        "the disk at {slot} has sectors of {sector} bytes, and IDE disks have 512: attach it to SCSI or virtio"
+    )]
+    SectorsOnIde {
+        /// The drive.
+        slot: DriveSlot,
+        /// Its sectors, in bytes.
+        sector: u32,
+    },
     /// A serial number that a guest could not show.
     #[error("serial number '{serial}' of the drive at {slot}: use 1 to 20 letters, digits and '-'")]
     Serial {

@@ -71,6 +71,9 @@ fn drives_that_a_bus_cannot_have_are_refused() {
     assert!(matches!(refusal(&optical, &facts), ArgvError::NoVirtioOptical(_)));
 
     let disk = with_drive(gen1(), "ide:0:0", DriveMedia::Disk("/x.vhd".into()));
+    let sectors = BTreeMap::from([("ide:0:0".parse().unwrap(), 4096)]);
+    let large = LaunchFacts { sectors, ..LaunchFacts::new(Accel::Tcg) };
+    assert!(matches!(refusal(&disk, &large), ArgvError::SectorsOnIde { sector: 4096, .. }));
     let export = |read_only, serial: Option<&str>| {
         let export = DriveExport { export: "x".into(), read_only, serial: serial.map(Into::into) };
         let exports = BTreeMap::from([("ide:0:0".parse().unwrap(), export)]);

@@ -103,7 +103,7 @@ impl Machine {
             let file = dir.path().join(format!("{name}.img"));
             testing::microguest_image(&file).unwrap();
             match drive.media {
-                DriveMedia::Disk(_) => exports.push((name, file, true)),
+                DriveMedia::Disk(_) | DriveMedia::Device(_) => exports.push((name, file, true)),
                 DriveMedia::Iso(_) => exports.push((name, file, false)),
                 DriveMedia::EmptyOptical => {}
             }

@@ -80,7 +80,17 @@ fn cases() -> Vec<(&'static str, VmSpec, LaunchFacts)> {
         full.drives.extend((0..16).map(|n| disk(&format!("virtio:{n}"))));
         full
     };
+    let mut device = spec("a device of the host");
+    device.drives = vec![
+        media("ide:0:0", DriveMedia::Device("/dev/disk/by-id/wwn-0x5000".into())),
+        media("scsi:0:0", DriveMedia::Device("/dev/disk/by-id/wwn-0x5001".into())),
+        disk("scsi:0:1"),
+    ];
+    let mut large_sectors = tcg();
+    large_sectors.sectors.insert("scsi:0:0".parse().unwrap(), 4096);
+
     vec![
+        ("pass-through", device, large_sectors),
         ("small", small, tcg()),
         ("odd-name-scsi-nics", odd, tcg()),
         ("every-bus-incoming", all, restored),
@@ -131,7 +141,7 @@ fn the_command_line_for_uefi_and_kvm_is_as_committed() {
 
 #[test]
 fn the_disks_of_a_machine_do_not_move_its_other_devices() {
-    let (_, spec, facts) = cases().swap_remove(3);
+    let (_, spec, facts) = cases().swap_remove(4);
     let mut fewer = spec.clone();
     fewer.drives.remove(0);
     fewer.drives.remove(7);
@@ -145,7 +155,7 @@ fn the_disks_of_a_machine_do_not_move_its_other_devices() {
 
 #[test]
 fn cards_without_a_network_are_cut_and_reported() {
-    let (_, spec, facts) = cases().swap_remove(1);
+    let (_, spec, facts) = cases().swap_remove(2);
     let line = line(&spec, &facts);
     assert_eq!(line.links_down, ["nic1", "nic2"]);
     assert_eq!(line.warnings.len(), 1);
@@ -172,12 +182,21 @@ async fn qemu_accepts_the_command_line_for_uefi() {
 }
 
 /// Hyper-V's largest machine: four IDE disks and 64 on each of four SCSI controllers.
-#[tokio::test]
-async fn qemu_accepts_260_disks() {
+fn largest() -> VmSpec {
     let mut spec = spec("260 disks");
     spec.drives = ["ide:0:0", "ide:0:1", "ide:1:0", "ide:1:1"].into_iter().map(disk).collect();
     spec.drives.extend((0..4).flat_map(|c| (0..64).map(move |lun| disk(&format!("scsi:{c}:{lun}")))));
-    accepted("260 disks", &spec, &LaunchFacts::new(Accel::Tcg)).await;
+    spec
+}
+
+#[test]
+fn the_command_line_for_260_disks_is_as_committed() {
+    compare("260-disks", &line(&largest(), &LaunchFacts::new(Accel::Tcg)).args);
+}
+
+#[tokio::test]
+async fn qemu_accepts_260_disks() {
+    accepted("260 disks", &largest(), &LaunchFacts::new(Accel::Tcg)).await;
 }
 
 async fn accepted(name: &str, spec: &VmSpec, facts: &LaunchFacts) {

@@ -8,6 +8,7 @@ use super::{
     info::{ImageInfo, Warning},
     open::{self, Damage, OpenOptions, Parsed},
     places::Owner,
+    region,
 };
 use crate::{
     Storage,
@@ -56,14 +57,17 @@ fn from_error(error: &OpenError) -> Finding {
 }
 
 fn from_warning(warning: &Warning) -> Finding {
-    let (severity, rule) = match warning {
-        Warning::HeaderBad { .. } => (Severity::Warning, "header-copy"),
-        Warning::RegionTableBad { .. } => (Severity::Warning, "region-table-copy"),
-        Warning::LogReplayed { .. } | Warning::WritesAdopted { .. } => (Severity::Note, "clean-close"),
-        Warning::ZeroBlocksWithOffset { .. } => (Severity::Warning, "zero-blocks"),
-        Warning::NoParentPath => (Severity::Warning, "parent-path"),
+    let (severity, rule, repairable) = match warning {
+        Warning::HeaderBad { .. } => (Severity::Warning, "header-copy", true),
+        Warning::RegionTableBad { error, .. } => {
+            (Severity::Warning, "region-table-copy", error != region::DIFFERS)
+        }
+        Warning::LogReplayed { .. } => (Severity::Note, "clean-close", true),
+        Warning::WritesAdopted { .. } => (Severity::Note, "clean-close", false),
+        Warning::ZeroBlocksWithOffset { .. } => (Severity::Warning, "zero-blocks", true),
+        Warning::NoParentPath => (Severity::Warning, "parent-path", false),
     };
-    finding(severity, rule, warning.to_string())
+    Finding { repairable, ..finding(severity, rule, warning.to_string()) }
 }
 
 fn space_findings(parsed: &Parsed, report: &mut Report) {

@@ -25,6 +25,7 @@ mod pages;
 pub mod parent;
 mod places;
 mod region;
+pub mod repair;
 pub mod resize;
 mod session;
 mod space;

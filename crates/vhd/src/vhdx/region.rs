@@ -16,6 +16,8 @@ use super::{
     view::View,
 };
 
+/// What is said of a good table that is not like the other one.
+pub(super) const DIFFERS: &str = "it differs from the first one";
 const SIGNATURE: [u8; 4] = *b"regi";
 const CHECKSUM_AT: usize = 4;
 const ENTRIES_AT: u64 = 16;
@@ -119,7 +121,7 @@ pub(crate) fn read(view: &View, header: &Header) -> Result<Regions, OpenError> {
     let (at, entries, other) = match (parse(first), parse(second)) {
         (Ok(entries), Ok(_)) => {
             let differs = first != second;
-            (first_at, entries, differs.then(|| (second_at, "it differs from the first one".to_owned())))
+            (first_at, entries, differs.then(|| (second_at, DIFFERS.to_owned())))
         }
         (Ok(entries), Err(error)) => (first_at, entries, Some((second_at, error))),
         (Err(error), Ok(entries)) => (second_at, entries, Some((first_at, error))),

@@ -18,7 +18,7 @@ use descriptor::Hardware;
 pub fn hardware(spec: &VmSpec, accel: Accel) -> Hardware {
     let drives = spec.drives.iter().map(|drive| {
         let kind = match drive.media {
-            DriveMedia::Disk(_) => "disk",
+            DriveMedia::Disk(_) | DriveMedia::Device(_) => "disk",
             DriveMedia::Iso(_) | DriveMedia::EmptyOptical => "optical",
         };
         format!("{kind} {}", drive.slot)

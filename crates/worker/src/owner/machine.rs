@@ -54,8 +54,9 @@ impl Owner {
         let (run, record, accel) = (self.run.clone(), self.record.clone(), self.accel.clone());
         let (cancel, cancelled) = watch::channel(false);
         let (processors, order) = (self.processors.clone(), self.processor_order());
+        let sectors = self.disks.large_sectors();
         let task = tokio::spawn(async move {
-            let started = start(&run, &record, &accel, restore.as_ref(), cancelled).await?;
+            let started = start(&run, &record, &accel, restore.as_ref(), sectors, cancelled).await?;
             // Before the first instruction of the guest. What hinders it is told there; the machine runs without.
             let Machine { process, qmp } = &started.machine;
             let _ = tokio::time::timeout(CONFINED, processors.apply(qmp.clone(), process.pid(), order)).await;

@@ -1,6 +1,7 @@
 //! `checkpoint export`
 
 use crate::context::Context;
+use crate::exit::Fail;
 use crate::tasks::{self, ChangeArgs};
 use backstay_api::CheckpointExport;
 use clap::{Args, ValueHint};
@@ -27,6 +28,9 @@ pub struct ExportArgs {
     /// Leave out its memory: the machine boots from its disks
     #[arg(long)]
     no_memory: bool,
+    /// Go on where sectors of its disks cannot be read: they become zeros, unreadable.csv in the folder lists every range, and the exit code is 7
+    #[arg(long)]
+    skip_bad: bool,
     #[command(flatten)]
     change: ChangeArgs,
 }
@@ -37,7 +41,8 @@ pub async fn run(context: &Context, args: &ExportArgs) -> anyhow::Result<()> {
     let vm = client.resolve_vm(&args.vm).await?;
     let checkpoint = client.resolve_checkpoint(vm, &args.checkpoint).await?;
     let folder = std::path::absolute(&args.dir)?;
-    let body = CheckpointExport { folder: folder.clone(), without_memory: args.no_memory };
+    let body =
+        CheckpointExport { folder: folder.clone(), without_memory: args.no_memory, skip_bad: args.skip_bad };
     let outcome = client.export_checkpoint(vm, checkpoint, &body, &args.change.options()).await?;
     let done = |_: &_| {
         format!(
@@ -46,6 +51,10 @@ pub async fn run(context: &Context, args: &ExportArgs) -> anyhow::Result<()> {
             folder.display()
         )
     };
-    tasks::finish(context, &client, outcome, &args.change, done).await?;
-    Ok(())
+    let task = tasks::finish(context, &client, outcome, &args.change, done).await?;
+    let lost = task.and_then(|task| task.result).and_then(|result| result.get("unreadable_ranges")?.as_u64());
+    match lost {
+        Some(1..) => Err(Fail::degraded("parts of the disks could not be read and are zeros in the export")),
+        _ => Ok(()),
+    }
 }

@@ -27,7 +27,7 @@ pub struct CheckArgs {
     /// The file
     #[arg(value_hint = ValueHint::FilePath)]
     path: PathBuf,
-    /// Repair what can be repaired without losing anything; in a VHDX, bring its places up to date with its log
+    /// Repair what can be repaired without losing anything: what the format keeps twice, and what a VHDX has in its log
     #[arg(long)]
     repair: bool,
     /// With --repair: print what would be written, and do nothing
@@ -100,21 +100,22 @@ fn mend(context: &Context, args: &CheckArgs, format: DiskFormat) -> anyhow::Resu
     let file = OneFile::open(&args.path, !args.dry_run)?;
     let mended = match format {
         DiskFormat::Vhdx => {
-            let pending = file.pending_log()?;
-            drop(file);
+            let plan = file.vhdx_repair()?;
             if args.dry_run {
-                let plan = match &pending {
-                    Some(_) => "write the changes in the log into their places, and empty the log",
-                    None => "nothing to repair",
-                };
-                output::print(&format!("{plan}\n"))?;
+                output::print(&plan.to_string())?;
                 return Ok(true);
             }
-            if pending.is_some() {
+            let (replay, mended) = (plan.replay, !plan.is_empty());
+            if replay {
+                drop(file);
                 // Opening it for writing does that, and closing leaves no log.
                 Disk::open(&args.path, DiskOptions { format: Some(format), ..options(false) })?.close()?;
+                let file = OneFile::open(&args.path, true)?;
+                file.vhdx_repair()?.execute(file.file.as_ref())?;
+            } else {
+                plan.execute(file.file.as_ref())?;
             }
-            pending.is_some()
+            mended
         }
         _ => {
             let storage: &dyn Storage = file.file.as_ref();

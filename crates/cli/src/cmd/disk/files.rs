@@ -101,14 +101,12 @@ impl OneFile {
         OpenOptions { name, ..OpenOptions::default() }
     }
 
-    /// Its log as VHDX: what an open for writing would replay, in words.
-    pub fn pending_log(&self) -> anyhow::Result<Option<String>> {
+    /// What would repair it as a VHDX.
+    pub fn vhdx_repair(&self) -> anyhow::Result<vhdx::repair::RepairPlan> {
         let storage: Arc<dyn Storage> = Arc::clone(&self.file) as Arc<dyn Storage>;
-        let image = vhdx::Image::open(&storage, &vhdx::OpenOptions::default());
-        let image = image
-            .map_err(|source| OpenError::FormatVhdx { path: self.path.clone(), source: Box::new(source) })?;
-        let replayed = |warning: &&vhdx::Warning| matches!(warning, vhdx::Warning::LogReplayed { .. });
-        Ok(image.info().warnings.iter().find(replayed).map(ToString::to_string))
+        let plan = vhdx::repair::plan(&storage, uuid::Uuid::new_v4());
+        Ok(plan
+            .map_err(|source| OpenError::FormatVhdx { path: self.path.clone(), source: Box::new(source) })?)
     }
 }
 

@@ -12,7 +12,7 @@ pub fn locked_file(error: &anyhow::Error) -> Option<PathBuf> {
     error.chain().find_map(|cause| {
         let boxed = cause.downcast_ref::<Box<OpenError>>().map(AsRef::as_ref);
         match cause.downcast_ref::<OpenError>().or(boxed) {
-            Some(OpenError::InUse { path, .. }) => Some(path.clone()),
+            Some(OpenError::InUse { path, .. } | OpenError::Claimed { path, .. }) => Some(path.clone()),
             _ => None,
         }
     })

@@ -9,9 +9,10 @@ use crate::output;
 use crate::progress::Progress;
 use anyhow::Context as _;
 use backstay_disk::fs::{FileSystem, HostFs};
-use backstay_disk::{Disk, MergeControl, MergeError, MergePlan, merge_offline, plan_merge};
+use backstay_disk::{Disk, MergeControl, MergeError, MergePlan, children_of, merge_offline, plan_merge};
 use backstay_model::ByteSize;
 use clap::{Args, ValueHint};
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -27,15 +28,19 @@ use std::time::Duration;
                   `backstay disk reparent`. Ctrl-C, kill and power loss leave a chain that reads as before; the next merge goes on \
                   from there.",
     after_long_help = "Examples:\n  backstay disk merge web.avhd --dry-run\n  backstay disk merge web.avhd\n  \
-                       backstay disk merge third.avhd --into base.vhd --rate 50M"
+                       backstay disk merge third.avhd --into base.vhd --rate 50M\n  \
+                       backstay disk merge base.vhdx --subtree --dry-run"
 )]
 pub struct MergeArgs {
-    /// The differencing disk; nobody may have it open
+    /// The differencing disk, or with --subtree its parent; nobody may have it open
     #[arg(value_hint = ValueHint::FilePath)]
     path: PathBuf,
     /// Go on down to this disk of its chain; to the direct parent unless given
     #[arg(long, value_name = "PARENT", value_hint = ValueHint::FilePath)]
     into: Option<PathBuf>,
+    /// The named disk is a parent: merge into it everything that was made of it, a row of differencing disks in its folder
+    #[arg(long, conflicts_with = "into")]
+    subtree: bool,
     /// Move at most this many bytes per second
     #[arg(long, value_name = "SIZE")]
     rate: Option<ByteSize>,
@@ -54,14 +59,17 @@ pub fn run(context: &Context, args: &MergeArgs) -> anyhow::Result<()> {
             output::print(&plan.to_string())
         });
     }
+    // Nothing is begun that could not be ended.
+    uppers.iter().try_for_each(|upper| checked(context, &host, upper).map(drop))?;
     // Each into the next: the first one's data comes along.
-    let into = args.into.clone().unwrap_or_default();
+    let into = if args.subtree { args.path.clone() } else { args.into.clone().unwrap_or_default() };
+    let first = uppers.first().cloned().unwrap_or_default();
     let count = uppers.len();
     for (index, upper) in uppers.drain(..).enumerate() {
         let plan = checked(context, &host, &upper)?;
         merge(context, args, &host, &plan)?;
         if index + 1 == count && count > 1 {
-            context.note(format!("{} is merged into {}", args.path.display(), into.display()));
+            context.note(format!("{} is merged into {}", first.display(), into.display()));
         }
     }
     Ok(())
@@ -69,6 +77,9 @@ pub fn run(context: &Context, args: &MergeArgs) -> anyhow::Result<()> {
 
 /// The disks that are merged, each the parent of the one before.
 fn uppers(host: &Arc<dyn FileSystem>, args: &MergeArgs) -> anyhow::Result<Vec<PathBuf>> {
+    if args.subtree {
+        return row_above(host, &args.path);
+    }
     let Some(into) = &args.into else { return Ok(vec![args.path.clone()]) };
     let id = host.metadata(into).with_context(|| format!("cannot look at {}", into.display()))?.id;
     let disk = Disk::open(&args.path, options(true))?;
@@ -83,6 +94,42 @@ fn uppers(host: &Arc<dyn FileSystem>, args: &MergeArgs) -> anyhow::Result<Vec<Pa
             args.path.display()
         ))),
     }
+}
+
+/// What was made of a disk, the last one first. Where it branches nothing can be merged without destroying a branch.
+fn row_above(host: &Arc<dyn FileSystem>, base: &Path) -> anyhow::Result<Vec<PathBuf>> {
+    let base = host.canonicalize(base).with_context(|| format!("cannot look at {}", base.display()))?;
+    let mut row = vec![base.clone()];
+    while let Some(last) = row.last() {
+        let folders: BTreeSet<&Path> = row.iter().filter_map(|path| path.parent()).collect();
+        let children = children_of(host, last, &folders.into_iter().collect::<Vec<_>>())?;
+        match children.as_slice() {
+            [] => break,
+            [child] if row.contains(child) => {
+                return Err(Fail::conflict(format!("{} is made of itself", child.display())));
+            }
+            [child] => row.push(child.clone()),
+            several => {
+                let names: Vec<String> = several.iter().map(|path| path.display().to_string()).collect();
+                return Err(Fail::conflict(format!(
+                    "what was made of {} branches at {}: {}. Merging one of them would destroy what the others read: convert \
+                     those into files of their own with `backstay disk convert` first, or merge below the branch with --into",
+                    base.display(),
+                    last.display(),
+                    names.join(", ")
+                )));
+            }
+        }
+    }
+    if row.len() == 1 {
+        return Err(Fail::conflict(format!(
+            "no differencing disk of {} is in its folder: name the disk that is to be merged",
+            base.display()
+        )));
+    }
+    row.remove(0);
+    row.reverse();
+    Ok(row)
 }
 
 /// The plan, unless somebody else needs one of the files as it is.

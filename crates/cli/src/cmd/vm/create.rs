@@ -80,6 +80,7 @@ fn body(args: &CreateArgs) -> anyhow::Result<VmCreate> {
         cpu_reserve: settings.cpu_reserve,
         cpu_limit: settings.cpu_limit,
         cpu_weight: settings.cpu_weight,
+        compat: args.devices.compat.map(Into::into),
         drives: args.devices.drives()?,
         nics,
         boot_order: settings.boot_order(),

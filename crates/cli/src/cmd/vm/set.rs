@@ -4,7 +4,7 @@ use super::show::processors;
 use crate::context::{Context, absolute};
 use crate::exit::Fail;
 use crate::tasks::{self, ChangeArgs, parse_duration};
-use backstay_api::{DiskType, DriveKind, DriveRequest, NewDisk, NicRequest, VmUpdate};
+use backstay_api::{Compat, DiskType, DriveKind, DriveRequest, NewDisk, NicRequest, VmUpdate};
 use backstay_model::{
     AccelPolicy, BootDevice, ByteSize, DriveSlot, HostStartAction, HostStopAction, MacAddress, NicId,
     NicModel, RecoveryAction,
@@ -86,8 +86,8 @@ pub struct SettingArgs {
 /// Drives and network cards to attach.
 #[derive(Debug, Args)]
 pub struct DeviceArgs {
-    /// Attach a virtual hard disk
-    #[arg(short, long, value_name = "[SLOT=]PATH")]
+    /// Attach a virtual hard disk, or a block device of the host (/dev/disk/by-id/…), which the machine then has for itself
+    #[arg(short, long, alias = "add-disk", value_name = "[SLOT=]PATH")]
     pub disk: Vec<String>,
     /// Make a disk of this size and attach it
     #[arg(long, value_name = "[SLOT=]SIZE")]
@@ -95,6 +95,9 @@ pub struct DeviceArgs {
     /// Give the new disks all their space at once
     #[arg(long, requires = "new_disk")]
     pub fixed: bool,
+    /// Refuse disks that this Hyper-V cannot use where they are: 2008 has no IDE disk above 127 GiB
+    #[arg(long, value_enum, value_name = "SYSTEM")]
+    pub compat: Option<System>,
     /// Attach a CD/DVD image
     #[arg(long, value_name = "[SLOT=]PATH")]
     pub iso: Vec<String>,
@@ -184,6 +187,14 @@ words!(
     }
 );
 words!(
+    /// A system whose limits are kept.
+    System => Compat {
+        /// Windows Server 2008
+        #[value(name = "2008")]
+        Hyperv2008 => Hyperv2008,
+    }
+);
+words!(
     /// Network card.
     Model => NicModel {
         /// Intel 82545EM
@@ -243,7 +254,13 @@ impl DeviceArgs {
         }
         for text in &self.new_disk {
             let (slot, size) = split_slot(text);
-            let size: ByteSize = size.parse().map_err(|e| Fail::usage(format!("--new-disk {text}: {e}")))?;
+            // What stands before a size is meant as a place.
+            let place = text.split_once('=').and_then(|(slot, _)| slot.parse::<DriveSlot>().err());
+            let wrong = |error: &dyn std::fmt::Display| Fail::usage(format!("--new-disk {text}: {error}"));
+            if let Some(error) = place {
+                return Err(wrong(&error));
+            }
+            let size: ByteSize = size.parse().map_err(|error| wrong(&error))?;
             let disk_type = if self.fixed { DiskType::Fixed } else { DiskType::Dynamic };
             let create = Some(NewDisk { size: size.0, disk_type });
             drives.push(DriveRequest { slot, kind: DriveKind::Disk, path: None, create });
@@ -298,6 +315,7 @@ pub async fn run(context: &Context, args: &SetArgs) -> anyhow::Result<()> {
         host_stop: settings.host_stop.map(Into::into),
         start_delay_s: settings.start_delay_s(),
         start_order: settings.start_order,
+        compat: args.devices.compat.map(Into::into),
         add_drives: args.devices.drives()?,
         remove_drives: args.remove_drive.clone(),
         add_nics: args.devices.nics(),

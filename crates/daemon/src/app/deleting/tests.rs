@@ -413,7 +413,7 @@ async fn an_export_is_refused_where_it_would_mix_with_something() {
     create(&fixture, "one").await;
     write(&fixture, 10, 2);
     let export = |folder: PathBuf| {
-        let body = CheckpointExport { folder, without_memory: false };
+        let body = CheckpointExport { folder, without_memory: false, skip_bad: false };
         export_checkpoint(&fixture.app, "web", "one", body, &CALL)
     };
     static CALL: std::sync::LazyLock<crate::app::Call> = std::sync::LazyLock::new(call);

@@ -41,7 +41,7 @@ async fn a_memory_that_cannot_be_loaded_here_is_exported_if_it_is_whole() {
     remember(&machine, &checkpoint);
     fixture.restart().await;
     let export = async |name: &str| {
-        let body = CheckpointExport { folder: fixture.path(name), without_memory: false };
+        let body = CheckpointExport { folder: fixture.path(name), without_memory: false, skip_bad: false };
         export_checkpoint(&fixture.app, "web", "one", body, &call()).await
     };
     let task =
@@ -63,7 +63,8 @@ async fn half_an_export_is_cleared_up_and_a_whole_one_stays() {
     let mut fixture = Fixture::new();
     let machine = fixture.machine("web").await;
     fixture.checkpoint("web", "one").await;
-    let body = |name: &str| CheckpointExport { folder: fixture.path(name), without_memory: false };
+    let body =
+        |name: &str| CheckpointExport { folder: fixture.path(name), without_memory: false, skip_bad: false };
     let now = fixture.app.inventory.find("web").unwrap();
     let target = now.checkpoints.find("one")[0].clone();
     let half = decide(&fixture.app, &now, &target, &body("half")).await.unwrap();

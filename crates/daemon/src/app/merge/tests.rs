@@ -147,7 +147,7 @@ async fn a_clone_and_an_export_are_let_in() {
             }
             _ => {
                 let folder = fixture.path("out");
-                let body = backstay_api::CheckpointExport { folder, without_memory: false };
+                let body = backstay_api::CheckpointExport { folder, without_memory: false, skip_bad: false };
                 export_checkpoint(&fixture.app, "web", "one", body, &call()).await
             }
         };

@@ -10,4 +10,5 @@ mod merge;
 mod model;
 mod oracles;
 mod refusals;
+mod repair;
 mod stress;
