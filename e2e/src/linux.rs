@@ -2,14 +2,15 @@
 
 use crate::Console;
 use std::path::Path;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 const PROMPT: &str = "demo# ";
+static COMMANDS: AtomicU32 = AtomicU32::new(1);
 
 /// A conversation with the shell of a running Linux guest.
 #[derive(Debug)]
 pub struct Linux {
     console: Console,
-    commands: u32,
 }
 
 impl Linux {
@@ -21,7 +22,7 @@ impl Linux {
     pub fn booting(socket: &Path) -> Self {
         let mut console = Console::connect(socket).expect("the serial console");
         console.until(PROMPT).expect("a booting Linux guest");
-        Self { console, commands: 0 }
+        Self { console }
     }
 
     /// Connects to a guest whose shell is waiting already.
@@ -30,7 +31,7 @@ impl Linux {
     /// When it cannot be reached.
     #[must_use]
     pub fn attach(socket: &Path) -> Self {
-        Self { console: Console::connect(socket).expect("the serial console"), commands: 0 }
+        Self { console: Console::connect(socket).expect("the serial console") }
     }
 
     /// Runs a command line and returns what it prints, without the terminal's echo.
@@ -38,8 +39,8 @@ impl Linux {
     /// # Panics
     /// When the guest does not answer, or the command fails.
     pub fn run(&mut self, command: &str) -> String {
-        self.commands += 1;
-        let tag = format!("{}-{}", std::process::id(), self.commands);
+        // Consoles repeat the past: no tag comes twice.
+        let tag = format!("{}-{}", std::process::id(), COMMANDS.fetch_add(1, Ordering::Relaxed));
         // The echo of this line holds the marks with their quotes, the output without.
         let line = format!("echo 'BEGIN'-{tag}; {command}; echo 'END'-{tag}-$?\n");
         self.console.send(&line).expect("the console");

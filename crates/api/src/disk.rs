@@ -1,7 +1,7 @@
 //! Disk files as the daemon sees them.
 
 use crate::schema;
-use backstay_model::{DriveSlot, VmId};
+use backstay_model::{DriveSlot, IoLimit, VmId};
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 use utoipa::{IntoParams, ToSchema};
@@ -26,6 +26,62 @@ pub struct VmDisk {
     /// Why the chain cannot be opened.
     #[serde(default)]
     pub error: Option<String>,
+    /// How much the machine may ask of it; none: as much as it can.
+    #[serde(default)]
+    pub limit: Option<DiskLimit>,
+}
+
+/// How much a machine may ask of a disk, reads and writes together.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct DiskLimit {
+    /// Requests per second.
+    #[serde(default)]
+    pub iops: Option<u64>,
+    /// Bytes per second.
+    #[serde(default)]
+    pub bytes_per_second: Option<u64>,
+}
+
+impl DiskLimit {
+    /// As the API shows it; none where nothing is limited.
+    #[must_use]
+    pub fn shown(limit: IoLimit) -> Option<Self> {
+        let IoLimit { iops, bytes_per_second } = limit;
+        (!limit.is_unlimited()).then_some(Self { iops, bytes_per_second })
+    }
+}
+
+impl From<DiskLimit> for IoLimit {
+    fn from(limit: DiskLimit) -> Self {
+        Self { iops: limit.iops, bytes_per_second: limit.bytes_per_second }
+    }
+}
+
+/// Another limit for a disk; what is not given stays.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct DiskLimitChange {
+    /// Which disk.
+    #[schema(value_type = schema::DriveSlot)]
+    pub slot: DriveSlot,
+    /// Requests per second, at least 10; 0: as many as it can.
+    #[serde(default)]
+    pub iops: Option<u64>,
+    /// Bytes per second, at least 1,048,576; 0: as many as it can.
+    #[serde(default)]
+    pub bytes_per_second: Option<u64>,
+}
+
+impl DiskLimitChange {
+    /// The limit after the change.
+    #[must_use]
+    pub fn apply(&self, limit: IoLimit) -> IoLimit {
+        let changed = |to: Option<u64>, from| to.map_or(from, |to| (to > 0).then_some(to));
+        IoLimit {
+            iops: changed(self.iops, limit.iops),
+            bytes_per_second: changed(self.bytes_per_second, limit.bytes_per_second),
+        }
+    }
 }
 
 /// Requests and bytes since the worker started.
@@ -86,6 +142,32 @@ pub struct DiskLayer {
     pub virtual_size: u64,
     /// Length of the file in bytes.
     pub file_size: u64,
+}
+
+/// A disk that is to become larger while the machine that uses it is on.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct DiskResize {
+    /// Absolute path of the file that the machine writes to.
+    #[schema(value_type = String)]
+    pub path: PathBuf,
+    /// Bytes the guest is to see: a multiple of its sectors, not less than now.
+    pub size: u64,
+}
+
+/// What became of it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct DiskResized {
+    /// The file.
+    #[schema(value_type = String)]
+    pub path: PathBuf,
+    /// Bytes before.
+    pub old_size: u64,
+    /// Bytes now.
+    pub size: u64,
+    /// Why the guest does not see it before its next start; none: it has been told.
+    #[serde(default)]
+    pub unseen: Option<String>,
 }
 
 /// Which part of a disk's map.

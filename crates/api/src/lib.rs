@@ -28,8 +28,8 @@ pub use client::{
 };
 pub use clone::{VmClone, VmTemplate};
 pub use disk::{
-    DiskCheck, DiskFile, DiskFinding, DiskHolder, DiskLayer, DiskList, DiskMap, DiskMapQuery, DiskQuery,
-    DiskRange, DiskStats, VmDisk,
+    DiskCheck, DiskFile, DiskFinding, DiskHolder, DiskLayer, DiskLimit, DiskLimitChange, DiskList, DiskMap,
+    DiskMapQuery, DiskQuery, DiskRange, DiskResize, DiskResized, DiskStats, VmDisk,
 };
 pub use event::{Change, Event, EventList, EventQuery, ObjectKind, ObjectRef, Severity};
 pub use host::{HostCapacity, HostInfo, HostPromise, HostStopGuests, LogLevel};
@@ -37,8 +37,9 @@ pub use plan::{Plan, PlanStep};
 pub use problem::{Blocker, Problem, ProblemCode};
 pub use task::{Task, TaskList, TaskQuery, TaskState, TaskWaitQuery};
 pub use vm::{
-    Compat, DiskType, Drive, DriveKind, DriveRequest, MutateQuery, NewDisk, Nic, NicRequest, RunInfo, Vm,
-    VmBlocked, VmCreate, VmDelete, VmList, VmQuery, VmRegister, VmRename, VmStart, VmUnregister, VmUpdate,
+    Compat, DiskMove, DiskType, Drive, DriveKind, DriveRequest, MutateQuery, NewDisk, Nic, NicRequest,
+    RunInfo, Vm, VmBlocked, VmCreate, VmDelete, VmList, VmQuery, VmRegister, VmRename, VmStart, VmUnregister,
+    VmUpdate,
 };
 
 /// Where every path of this version starts.

@@ -1,5 +1,6 @@
 //! Virtual machines.
 
+use crate::disk::{DiskLimit, DiskLimitChange};
 use crate::schema;
 use backstay_model::{
     AccelPolicy, BootDevice, CheckpointId, DriveSlot, HostStartAction, HostStopAction, MacAddress, NicId,
@@ -50,6 +51,9 @@ pub struct Vm {
     pub cpu_limit_cores: f64,
     /// Drives in slot order.
     pub drives: Vec<Drive>,
+    /// SCSI controllers the guest has, 0–3: disks on them come and go while it runs.
+    #[serde(default)]
+    pub scsi_controllers: Vec<u8>,
     /// Network cards.
     pub nics: Vec<Nic>,
     /// Boot order.
@@ -172,6 +176,9 @@ pub struct Drive {
     /// The disk is a block device of the host, which the machine has for itself.
     #[serde(default)]
     pub pass_through: bool,
+    /// How much the machine may ask of the disk; none: as much as it can.
+    #[serde(default)]
+    pub limit: Option<DiskLimit>,
 }
 
 /// A system whose limits are to be kept.
@@ -411,6 +418,18 @@ pub struct VmUnregister {
     pub target: String,
 }
 
+/// A disk that is to be moved.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct DiskMove {
+    /// Which disk.
+    #[schema(value_type = schema::DriveSlot)]
+    pub slot: DriveSlot,
+    /// The folder its file goes to: absolute path, made where it is missing.
+    #[schema(value_type = String)]
+    pub folder: PathBuf,
+}
+
 /// A new display name.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
@@ -494,10 +513,13 @@ pub struct VmUpdate {
     /// Smaller numbers are started first and stopped last.
     #[serde(default)]
     pub start_order: Option<u32>,
-    /// Drives to attach.
+    /// Limits of disks, at any time.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub disk_limits: Vec<DiskLimitChange>,
+    /// Drives to attach. While the machine runs, hard disks on SCSI.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub add_drives: Vec<DriveRequest>,
-    /// Drives to detach; their files stay.
+    /// Drives to detach; their files stay. While the machine runs, hard disks on SCSI.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schema(value_type = Vec<schema::DriveSlot>)]
     pub remove_drives: Vec<DriveSlot>,

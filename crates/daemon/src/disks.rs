@@ -4,7 +4,8 @@ use crate::failure::Failure;
 use backstay_api::{DiskLayer, DiskType, ProblemCode};
 use backstay_disk::{
     ConvertError, ConvertRequest, ConvertTo, CreateError, DEFAULT_BLOCK_SIZE, Disk, DiskFormat, DiskOptions,
-    Identity, Kinship, LayerInfo, MergeError, NewDisk, OpenError, Progress, convert, create_disk, fs,
+    Identity, Kinship, LayerInfo, MergeError, NewDisk, OpenError, Progress, RelocateControl, RelocateError,
+    convert, create_disk, fs,
 };
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
@@ -186,6 +187,29 @@ pub fn settle(path: &Path) -> Result<(), Failure> {
     backstay_disk::settle_parents(&fs::HostFs::shared(), path, &options).map_err(open_failure)?;
     let disk = Disk::open(path, options).map_err(open_failure)?;
     disk.close().map_err(|error| Failure::because(ProblemCode::Internal, "closing a disk failed", error))
+}
+
+/// Moves the top file of a disk that nobody uses.
+///
+/// # Errors
+/// As opening it for writing; `no-space`, `unavailable`: it is where it was.
+pub fn relocate(from: &Path, to: &Path, control: &RelocateControl) -> Result<(), Failure> {
+    let options = DiskOptions { runtime_dir: DiskOptions::default_runtime_dir(), ..DiskOptions::default() };
+    let disk = Disk::open(from, options).map_err(open_failure)?;
+    let moved = disk.relocate(to, control, &|| Ok(()));
+    let closed = disk.close();
+    moved.map_err(|error| {
+        let code = match &error {
+            RelocateError::NoSpace { .. } => ProblemCode::NoSpace,
+            RelocateError::Write { source, .. } if source.kind() == std::io::ErrorKind::StorageFull => {
+                ProblemCode::NoSpace
+            }
+            RelocateError::Cancelled { .. } => ProblemCode::Cancelled,
+            _ => ProblemCode::Unavailable,
+        };
+        Failure::because(code, "a disk was not moved", error)
+    })?;
+    closed.map_err(|error| Failure::because(ProblemCode::Internal, "closing a disk failed", error))
 }
 
 /// The form of a copy of a disk: that of the first file of its chain.

@@ -157,7 +157,7 @@ impl Chain {
 
     /// A VHDX that was moved, or whose parent was, is told where it found it (MS-VHDX 2.2.4). What it could not be told it
     /// finds again the same way, so a failure is no reason not to use the disk.
-    fn refresh_locator(&self, fs: &Arc<dyn FileSystem>) -> Result<(), OpenError> {
+    pub(crate) fn refresh_locator(&self, fs: &Arc<dyn FileSystem>) -> Result<(), OpenError> {
         let [child, parent, ..] = self.layers.as_slice() else { return Ok(()) };
         name_merged_parent(child, parent)
             .map_err(|error| OpenError::from_io(&child.path, "write to", error))?;

@@ -146,6 +146,33 @@ impl Layer {
         self.reopen_on(Arc::clone(&self.file), fs, options, next)
     }
 
+    /// A layer that was closed for writing, opened again by another file with the same content. The lock is exclusive
+    /// already.
+    pub(crate) fn moved(
+        &self,
+        path: PathBuf,
+        file: Arc<dyn DiskFile>,
+        fs: &Arc<dyn FileSystem>,
+        options: &DiskOptions,
+    ) -> Result<Self, OpenError> {
+        let Some(info) = &self.info else {
+            let body = Body::Raw(Raw::default());
+            return Ok(Self {
+                path,
+                file,
+                body,
+                size: self.size,
+                info: None,
+                file_writable: true,
+                warning: None,
+            });
+        };
+        let (format, size_rule) = (info.format(), options.size_rule);
+        let how = ImageMode { format, size_rule, writable: true, data_write: None };
+        let (image, warning) = open_image(fs, &path, &file, how, options)?;
+        Ok(Self::of_image(path, file, image, true, warning))
+    }
+
     fn reopen_on(
         &self,
         file: Arc<dyn DiskFile>,

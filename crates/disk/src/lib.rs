@@ -39,12 +39,14 @@ mod image;
 mod inspect;
 mod kinship;
 mod layer;
+mod limit;
 mod locator;
 mod merge;
 pub mod nbd;
 mod options;
 mod parent;
 mod quiesce;
+mod relocate;
 mod resize;
 mod saved_state;
 mod seams;
@@ -75,11 +77,13 @@ pub use foreign::{ForeignError, ForeignFormat, ForeignSource, HeaderError, What}
 pub use image::ImageInfo;
 pub use inspect::{MapError, Report, check_file, look_at, map_file};
 pub use kinship::{KinshipError, kinship};
+pub use limit::{Bucket, Cost, RateLimit};
 pub use merge::{
     MergeControl, MergeError, MergePlan, MergeProgress, MergeStep, Merged, ReparentError, children_of,
     merge_offline, plan_merge, reparent,
 };
 pub use options::{DiskFormat, DiskOptions};
+pub use relocate::{RelocateControl, RelocateError};
 pub use resize::{Grown, NewSize, ResizeError, ResizePlan, UsedBy, plan_resize, resize_offline};
 pub use saved_state::mark_saved_state;
 pub use seams::{ChangedRanges, WriteGate};

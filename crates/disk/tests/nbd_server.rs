@@ -444,3 +444,27 @@ fn many_clients_at_once_see_one_disk() {
     quit.request(2, 0, 0, 0, b"");
     assert_eq!(quit.stream.read(&mut rest).unwrap(), 0, "a goodbye is answered by closing");
 }
+
+#[test]
+fn a_renewed_export_ends_its_connections_and_takes_new_ones() {
+    let rig = Rig::new(MIB);
+    let mut old = rig.client();
+    rig.ram.gate.close();
+    let cookie = old.request(1, 0, 0, 512, &[5; 512]);
+    rig.ram.gate.wait_for(1);
+    thread::scope(|scope| {
+        let renewing = scope.spawn(|| rig.server.renew("disk", LONG).unwrap());
+        // It comes back while the former connection still ends, and stays.
+        let mut new = rig.client();
+        rig.ram.gate.open();
+        assert_eq!(
+            old.reply(0),
+            (cookie, Ok(vec![Piece::Data(0, vec![])])),
+            "what was in flight is answered"
+        );
+        old.expect_close();
+        assert_eq!(renewing.join().unwrap(), Shutdown { cut: 0, stuck: 0 });
+        assert_eq!(new.read(0, 512).unwrap(), [5; 512]);
+    });
+    assert!(rig.server.renew("none", LONG).is_err());
+}

@@ -2,7 +2,8 @@
 
 use crate::config::{VmConfig, check_text, path_text};
 use crate::devices::{
-    BIOS, NIC_CLASS, SCSI_CLASS, add_vdev, order_vdevs, remove_vdev, scsi_sections, section_of,
+    BIOS, LIMITS, NIC_CLASS, SCSI_CLASS, SCSI_CONTROLLERS, add_vdev, limit_place, order_vdevs, remove_vdev,
+    scsi_sections, section_of,
 };
 use crate::error::ApplyError;
 use crate::spec::PER_PERCENT;
@@ -28,6 +29,8 @@ impl VmConfig {
         self.apply_hardware(spec, &old);
         self.apply_actions(spec, &old);
         self.apply_drives(spec, &old)?;
+        self.apply_limits(spec, &old);
+        self.apply_controllers(spec, &old);
         self.apply_nics(spec, &old);
         Ok(())
     }
@@ -156,6 +159,49 @@ impl VmConfig {
             }
         }
         Ok(())
+    }
+
+    fn apply_controllers(&mut self, spec: &VmSpec, old: &VmSpec) {
+        if spec.scsi_controllers == old.scsi_controllers {
+            return;
+        }
+        let words: Vec<String> = spec.scsi_controllers.iter().map(u8::to_string).collect();
+        match spec.scsi_controllers.last() {
+            Some(last) => {
+                self.make_scsi(usize::from(*last), spec);
+                self.root.set_str(SCSI_CONTROLLERS, &words.join(","));
+            }
+            None => self.root.remove(SCSI_CONTROLLERS),
+        }
+    }
+
+    fn apply_limits(&mut self, spec: &VmSpec, old: &VmSpec) {
+        let limit_of = |spec: &VmSpec, slot| {
+            spec.drives.iter().find(|drive| drive.slot == slot).map(|drive| drive.limit).unwrap_or_default()
+        };
+        for slot in old.drives.iter().chain(&spec.drives).map(|drive| drive.slot) {
+            let (limit, place) = (limit_of(spec, slot), limit_place(slot));
+            // What is left of a drive that somebody removed by hand is not the new one's.
+            let stale = limit.is_unlimited() && self.root.at(&place).is_some();
+            if limit == limit_of(old, slot) && !stale {
+                continue;
+            }
+            for (name, number) in [("iops", limit.iops), ("bytes_per_second", limit.bytes_per_second)] {
+                let path = format!("{place}/{name}");
+                match number {
+                    Some(number) => {
+                        self.root.set(&path, &Value::Integer(i64::try_from(number).unwrap_or(i64::MAX)));
+                    }
+                    None => self.root.remove(&path),
+                }
+            }
+            if limit.is_unlimited() {
+                self.root.remove(&place);
+            }
+        }
+        if self.root.at(LIMITS).is_some_and(|limits| limits.children().next().is_none()) {
+            self.root.remove(LIMITS);
+        }
     }
 
     /// IDE units always exist and become empty; others go.

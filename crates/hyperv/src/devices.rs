@@ -151,6 +151,16 @@ pub(crate) fn order_vdevs(root: &mut Element, instances: &[String]) {
     renumber(manifest);
 }
 
+/// SCSI controllers that are there also without a drive.
+pub(crate) const SCSI_CONTROLLERS: &str = "backstay/scsi_controllers";
+/// Where the limits of all disks are.
+pub(crate) const LIMITS: &str = "backstay/limits";
+
+/// Path of the node with a disk's limit, whether it exists or not.
+pub(crate) fn limit_place(slot: DriveSlot) -> String {
+    format!("{LIMITS}/{}", slot.export_name())
+}
+
 impl VmConfig {
     /// Path of a drive's node, whether it exists or not; none when its SCSI controller does not exist.
     pub(crate) fn drive_place(&self, slot: DriveSlot) -> Option<String> {

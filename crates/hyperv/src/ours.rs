@@ -14,6 +14,7 @@ const KEPT: &str = "backstay/kept_layers";
 const STOPPED_WITH_HOST: &str = "settings/stopped_at_host_shutdown";
 const META: &str = "backstay/checkpoint";
 const TEMPLATE: &str = "backstay/template";
+const MOVING: &str = "backstay/moving";
 
 /// One disk's step from a file that becomes read-only onto a new one above it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -138,7 +139,7 @@ impl VmConfig {
     pub fn for_clone(&self, unique: Uuid, created: u64) -> Self {
         let mut clone = self.clone();
         let root = &mut clone.root;
-        let kept = ["accelerator", "machine_type", "nics", "virtio"];
+        let kept = ["accelerator", "limits", "machine_type", "nics", "scsi_controllers", "virtio"];
         let ours: Vec<String> = root
             .at("backstay")
             .into_iter()
@@ -216,6 +217,26 @@ impl VmConfig {
             let node = self.root.make(PENDING);
             node.set_str("checkpoint", &pending.checkpoint.to_string());
             write_steps(node, &texts);
+        }
+        Ok(())
+    }
+
+    /// The disk that is being moved to another file, if one is: whoever finds it after a crash takes `to` if that file exists,
+    /// else `from`.
+    #[must_use]
+    pub fn moving(&self) -> Option<LayerStep> {
+        self.root.at(MOVING).and_then(|node| read_steps(node).into_iter().next())
+    }
+
+    /// Notes or clears the disk that is being moved.
+    ///
+    /// # Errors
+    /// A path that a configuration cannot hold; the configuration is unchanged.
+    pub fn set_moving(&mut self, moving: Option<&LayerStep>) -> Result<(), ApplyError> {
+        let texts = step_texts(moving.map(std::slice::from_ref).unwrap_or_default())?;
+        self.root.remove(MOVING);
+        if !texts.is_empty() {
+            write_steps(self.root.make(MOVING), &texts);
         }
         Ok(())
     }

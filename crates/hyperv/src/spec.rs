@@ -2,15 +2,17 @@
 
 use crate::config::VmConfig;
 use crate::devices::{
-    BIOS, IDE, MAX_SCSI, MAX_VDEVS, SCSI_CLASS, SILENT_CLASSES, Vdev, is_nic, scsi_sections, vdevs,
+    BIOS, IDE, MAX_SCSI, MAX_VDEVS, SCSI_CLASS, SCSI_CONTROLLERS, SILENT_CLASSES, Vdev, is_nic, limit_place,
+    scsi_sections, vdevs,
 };
 use crate::error::Warning;
 use crate::tree::Element;
 use backstay_model::{
     AccelPolicy, BootDevice, CpuControl, DriveMedia, DriveSlot, DriveSpec, HostStartAction, HostStopAction,
-    MacAddress, NicAttachment, NicId, NicModel, NicSpec, RecoveryAction, VirtualHardware, VmId, VmName,
-    VmSpec,
+    IoLimit, MacAddress, NicAttachment, NicId, NicModel, NicSpec, RecoveryAction, VirtualHardware, VmId,
+    VmName, VmSpec,
 };
+use std::collections::BTreeSet;
 use uuid::Uuid;
 
 /// Hyper-V's unit for processor limit and reserve: 100 000 is 100 %.
@@ -55,6 +57,7 @@ impl SpecReader<'_> {
             memory_mib,
             cpu: self.cpu(),
             drives,
+            scsi_controllers: self.scsi_controllers(),
             nics,
             boot_order: self.boot_order(),
             bios_guid: self.guid(&format!("{BIOS}/bios_guid")),
@@ -205,6 +208,19 @@ impl SpecReader<'_> {
         }
     }
 
+    /// Controllers that our machines have without a drive: Hyper-V's own list says nothing of what QEMU's guest has.
+    fn scsi_controllers(&mut self) -> BTreeSet<u8> {
+        let text = self.root.string(SCSI_CONTROLLERS).unwrap_or_default();
+        let mut found = BTreeSet::new();
+        for word in text.split(',').map(str::trim).filter(|word| !word.is_empty()) {
+            match word.parse::<u8>() {
+                Ok(controller @ 0..=3) => _ = found.insert(controller),
+                _ => self.adjusted(SCSI_CONTROLLERS, word, "nothing"),
+            }
+        }
+        found
+    }
+
     fn virtio(&mut self, drives: &mut Vec<DriveSpec>) {
         for index in 0..16u8 {
             if let Some(drive) = self.root.at(&format!("backstay/virtio/drive{index}")) {
@@ -232,7 +248,28 @@ impl SpecReader<'_> {
                 return;
             }
         };
-        drives.push(DriveSpec { slot, media });
+        let limit = match media {
+            DriveMedia::Disk(_) => self.limit(slot),
+            DriveMedia::Device(_) | DriveMedia::Iso(_) | DriveMedia::EmptyOptical => IoLimit::default(),
+        };
+        drives.push(DriveSpec { limit, ..DriveSpec::new(slot, media) });
+    }
+
+    fn limit(&mut self, slot: DriveSlot) -> IoLimit {
+        let place = limit_place(slot);
+        let mut number = |name: &str, least: u64| {
+            let path = format!("{place}/{name}");
+            let found = self.root.integer(&path)?;
+            let used = u64::try_from(found).unwrap_or(0).max(least);
+            if i64::try_from(used) != Ok(found) {
+                self.adjusted(&path, found, used);
+            }
+            Some(used)
+        };
+        IoLimit {
+            iops: number("iops", IoLimit::LEAST_IOPS),
+            bytes_per_second: number("bytes_per_second", IoLimit::LEAST_BYTES_PER_SECOND),
+        }
     }
 
     /// Network cards, and a word about every device without a counterpart.

@@ -71,8 +71,8 @@ fn hyper_v_2012_r2_file_is_understood() {
     assert_eq!(
         spec.drives,
         [
-            DriveSpec { slot: "ide:0:0".parse().unwrap(), media: DriveMedia::Disk(disk.into()) },
-            DriveSpec { slot: "ide:1:0".parse().unwrap(), media: DriveMedia::EmptyOptical },
+            DriveSpec::new("ide:0:0".parse().unwrap(), DriveMedia::Disk(disk.into())),
+            DriveSpec::new("ide:1:0".parse().unwrap(), DriveMedia::EmptyOptical),
         ]
     );
     assert_eq!(spec.nics.len(), 1);

@@ -6,7 +6,7 @@ use backstay_hyperv::{
 };
 use backstay_model::{
     AccelPolicy, BootDevice, CheckpointId, CpuControl, DriveMedia, DriveSlot, DriveSpec, HostStartAction,
-    HostStopAction, MacAddress, MemoryMethod, Merging, NicAttachment, NicId, NicModel, NicSpec,
+    HostStopAction, IoLimit, MacAddress, MemoryMethod, Merging, NicAttachment, NicId, NicModel, NicSpec,
     RecoveryAction, VirtualHardware, VmId, VmName, VmSpec,
 };
 use proptest::collection::{btree_map, vec};
@@ -81,19 +81,31 @@ fn actions() -> impl Strategy<Value = (AccelPolicy, RecoveryAction, HostStartAct
     )
 }
 
+fn limit() -> impl Strategy<Value = IoLimit> {
+    let (least, most) = (IoLimit::LEAST_BYTES_PER_SECOND, i64::MAX as u64);
+    (prop::option::of(IoLimit::LEAST_IOPS..=most), prop::option::of(least..=most))
+        .prop_map(|(iops, bytes_per_second)| IoLimit { iops, bytes_per_second })
+}
+
+fn drive((slot, (media, limit)): (DriveSlot, (DriveMedia, IoLimit))) -> DriveSpec {
+    let limit = if matches!(media, DriveMedia::Disk(_)) { limit } else { IoLimit::default() };
+    DriveSpec { limit, ..DriveSpec::new(slot, media) }
+}
+
 fn spec() -> impl Strategy<Value = VmSpec> {
     use BootDevice::{Floppy, HardDrive, Network, Optical};
     let hardware = select(vec![VirtualHardware::Gen1, VirtualHardware::Gen2]);
     let boot = subsequence(vec![Optical, HardDrive, Network, Floppy], 0..=4).prop_shuffle();
     let words = (guid(), name(), text(), guid(), "[a-z0-9.-]{0,12}");
-    let devices = (btree_map(slot(), media(), 0..8), vec(nic(), 0..4));
+    let controllers = prop::collection::btree_set(0..4_u8, 0..4);
+    let devices = (btree_map(slot(), (media(), limit()), 0..8), controllers, vec(nic(), 0..4));
     (words, hardware, 1..12u64 << 20, cpu(), devices, boot, actions()).prop_map(
         |(
             (id, name, notes, bios_guid, machine_type),
             hardware,
             memory_mib,
             cpu,
-            (drives, nics),
+            (drives, scsi_controllers, nics),
             boot_order,
             a,
         )| {
@@ -104,7 +116,8 @@ fn spec() -> impl Strategy<Value = VmSpec> {
                 hardware,
                 memory_mib,
                 cpu,
-                drives: drives.into_iter().map(|(slot, media)| DriveSpec { slot, media }).collect(),
+                drives: drives.into_iter().map(drive).collect(),
+                scsi_controllers,
                 nics: nics.into_iter().map(|(_, nic)| nic).collect(),
                 boot_order,
                 bios_guid,

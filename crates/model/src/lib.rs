@@ -6,6 +6,7 @@ mod checkpoint;
 mod cpu;
 mod ids;
 mod layers;
+mod limit;
 mod name;
 mod share;
 mod size;
@@ -20,6 +21,7 @@ pub use checkpoint::{Checkpoint, CheckpointDisk, CheckpointTree, MemoryMethod, T
 pub use cpu::{CpuControl, CpuError};
 pub use ids::{CheckpointId, Generation, NicId, ParseIdError, TaskId, VmId};
 pub use layers::{FilePlan, FileStep, KeptFile, Layers, Merging, StateOf};
+pub use limit::{IoLimit, IoLimitError};
 pub use name::{NameError, VmName};
 pub use share::{Cores, CpuShare, Quota, weights};
 pub use size::{ByteSize, ParseSizeError};

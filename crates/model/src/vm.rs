@@ -1,6 +1,6 @@
 //! What a virtual machine is made of.
 
-use crate::{CpuControl, CpuError, NicId, VmId, VmName};
+use crate::{CpuControl, CpuError, IoLimit, IoLimitError, NicId, VmId, VmName};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 use std::{fmt, path::PathBuf, str::FromStr};
@@ -127,6 +127,17 @@ impl DriveSlot {
     }
 }
 
+impl DriveSlot {
+    /// The SCSI controller it is on; none on other buses.
+    #[must_use]
+    pub fn scsi_controller(self) -> Option<u8> {
+        match self {
+            Self::Scsi { controller, .. } => Some(controller),
+            Self::Ide { .. } | Self::Virtio { .. } => None,
+        }
+    }
+}
+
 impl fmt::Display for DriveSlot {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -187,6 +198,17 @@ pub struct DriveSpec {
     pub slot: DriveSlot,
     /// What is in it.
     pub media: DriveMedia,
+    /// How much the machine may ask of it; of a hard disk only.
+    #[serde(default, skip_serializing_if = "IoLimit::is_unlimited")]
+    pub limit: IoLimit,
+}
+
+impl DriveSpec {
+    /// A drive without limits.
+    #[must_use]
+    pub fn new(slot: DriveSlot, media: DriveMedia) -> Self {
+        Self { slot, media, limit: IoLimit::default() }
+    }
 }
 
 /// An Ethernet address.
@@ -295,6 +317,9 @@ pub struct VmSpec {
     /// Drives, at most one per slot.
     #[serde(default)]
     pub drives: Vec<DriveSpec>,
+    /// SCSI controllers, 0–3, that are there also without a drive; one with a drive is always there.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub scsi_controllers: BTreeSet<u8>,
     /// Network cards, at most 8.
     #[serde(default)]
     pub nics: Vec<NicSpec>,
@@ -341,12 +366,21 @@ pub enum SpecError {
     /// One file in two drives.
     #[error("the disk {0} is attached twice: a file can be in one drive only")]
     DiskTwice(PathBuf),
+    /// A disk's limit is out of range.
+    #[error("the limit of the disk at {0} is out of range")]
+    DiskLimit(DriveSlot, #[source] IoLimitError),
+    /// A limit on something else than a hard disk.
+    #[error("a limit is set at {0}, which has no hard disk: only hard disks have limits")]
+    LimitWithoutDisk(DriveSlot),
     /// Hyper-V's limit of synthetic adapters.
     #[error("{0} network cards: at most 8")]
     TooManyNics(usize),
     /// Two cards, one address.
     #[error("two network cards have the address {0}")]
     MacTwice(MacAddress),
+    /// More SCSI controllers than there are.
+    #[error("SCSI controller {0}: a machine has the controllers 0 to 3")]
+    ScsiController(u8),
     /// Start delay out of range.
     #[error("a start delay of {0} s: at most {max} s", max = VmSpec::MOST_START_DELAY_S)]
     StartDelay(u32),
@@ -368,6 +402,9 @@ impl VmSpec {
         if !(1..=12 << 20).contains(&self.memory_mib) {
             return Err(SpecError::Memory(self.memory_mib));
         }
+        if let Some(controller) = self.scsi_controllers.iter().find(|c| **c > 3) {
+            return Err(SpecError::ScsiController(*controller));
+        }
         let (mut slots, mut files, mut macs) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
         for drive in &self.drives {
             if !slots.insert(drive.slot) {
@@ -378,6 +415,10 @@ impl VmSpec {
             {
                 return Err(SpecError::DiskTwice(path.clone()));
             }
+            if !matches!(drive.media, DriveMedia::Disk(_)) && !drive.limit.is_unlimited() {
+                return Err(SpecError::LimitWithoutDisk(drive.slot));
+            }
+            drive.limit.validate().map_err(|error| SpecError::DiskLimit(drive.slot, error))?;
         }
         if self.nics.len() > 8 {
             return Err(SpecError::TooManyNics(self.nics.len()));
@@ -388,6 +429,33 @@ impl VmSpec {
             }
         }
         Ok(())
+    }
+
+    /// The SCSI controllers that the guest has.
+    #[must_use]
+    pub fn all_scsi_controllers(&self) -> BTreeSet<u8> {
+        let with_drives = self.drives.iter().filter_map(|drive| drive.slot.scsi_controller());
+        self.scsi_controllers.iter().copied().chain(with_drives).collect()
+    }
+
+    /// The drive at a place.
+    #[must_use]
+    pub fn drive(&self, slot: DriveSlot) -> Option<&DriveSpec> {
+        self.drives.iter().find(|drive| drive.slot == slot)
+    }
+
+    /// Attaches a drive. Its SCSI controller stays when it goes: a guest that runs keeps it.
+    pub fn attach(&mut self, drive: DriveSpec) {
+        self.scsi_controllers.extend(drive.slot.scsi_controller());
+        self.drives.push(drive);
+        self.drives.sort_by_key(|drive| drive.slot);
+    }
+
+    /// Detaches the drive at a place, and returns it. The SCSI controller stays.
+    pub fn detach(&mut self, slot: DriveSlot) -> Option<DriveSpec> {
+        let at = self.drives.iter().position(|drive| drive.slot == slot)?;
+        self.scsi_controllers.extend(slot.scsi_controller());
+        Some(self.drives.remove(at))
     }
 
     /// The virtual hard disks with their files, in slot order. Devices of the host are not among them.
@@ -452,6 +520,23 @@ mod tests {
         ] {
             assert!(text.parse::<DriveSlot>().is_err(), "{text}");
         }
+    }
+
+    #[test]
+    fn a_scsi_controller_stays_when_its_last_drive_goes() {
+        let json = serde_json::json!({
+            "id": uuid::Uuid::nil(), "name": "x", "memory_mib": 16, "bios_guid": uuid::Uuid::nil(), "machine_type": ""
+        });
+        let mut spec: VmSpec = serde_json::from_value(json).unwrap();
+        assert!(spec.all_scsi_controllers().is_empty(), "an older configuration");
+        let slot = DriveSlot::Scsi { controller: 2, lun: 5 };
+        spec.drives.push(DriveSpec::new(slot, DriveMedia::Disk("/a".into())));
+        assert_eq!(spec.all_scsi_controllers().into_iter().collect::<Vec<_>>(), [2]);
+        assert!(spec.detach(slot).is_some() && spec.detach(slot).is_none());
+        assert_eq!(spec.all_scsi_controllers().into_iter().collect::<Vec<_>>(), [2]);
+        spec.attach(DriveSpec::new(DriveSlot::Ide { controller: 0, unit: 1 }, DriveMedia::EmptyOptical));
+        assert_eq!(spec.scsi_controllers.len(), 1);
+        assert_eq!(spec.validate(), Ok(()));
     }
 
     #[test]

@@ -4,10 +4,14 @@
 //! between once [`Request::Subscribe`] was sent. The worker accepts any number of connections. A newer daemon must be
 //! able to talk to an older worker: fields are only added, with defaults, and unknown fields are ignored.
 
+mod disk;
+
+pub use disk::{DiskCheck, DiskFinding, DiskLimit, DiskMap, DiskStatus, MapKind, MapRange, MoveOutcome};
+
 use crate::guard::GuardOptions;
 use crate::processors::{ProcessorOrder, ProcessorSettings};
 use crate::sandbox::SandboxOptions;
-use backstay_model::{CheckpointId, DriveSlot, MemoryMethod, VmSpec, VmState};
+use backstay_model::{CheckpointId, DriveSlot, DriveSpec, MemoryMethod, VmSpec, VmState};
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 
@@ -90,6 +94,49 @@ pub enum Request {
     },
     /// Give the processors another share from now on. The number of processors stays as it is.
     SetProcessors(ProcessorOrder),
+    /// Limit what the guest may ask of disks from now on, requests that wait already included.
+    SetDiskLimits {
+        /// The disks that get another limit.
+        limits: Vec<DiskLimit>,
+    },
+    /// Attach one more hard disk to a SCSI controller, while the guest runs. The reply comes when the guest has it; when it
+    /// fails, nothing is changed.
+    AddDisk {
+        /// The disk; the file is the top of its chain.
+        drive: DriveSpec,
+    },
+    /// Detach a hard disk from a SCSI controller, while the guest runs. The reply comes when the guest has let go of it and
+    /// its file is closed; when it fails, nothing is changed.
+    RemoveDisk {
+        /// Which disk.
+        slot: DriveSlot,
+    },
+    /// Make a disk larger and tell the guest. The reply comes when that is done ([`Reply::Grown`]).
+    GrowDisk {
+        /// Which disk.
+        slot: DriveSlot,
+        /// Bytes the guest is to see.
+        size: u64,
+    },
+    /// Move the top file of a disk while the guest runs. The reply comes when that has begun ([`MoveOutcome::Running`]);
+    /// [`Request::MoveStatus`] tells the end.
+    MoveDisk {
+        /// Which disk.
+        slot: DriveSlot,
+        /// The new file; must not exist. Whoever finds both after a crash takes this one: it gets its name at the instant from
+        /// which on it counts.
+        to: PathBuf,
+    },
+    /// How far a move is.
+    MoveStatus {
+        /// The new file.
+        to: PathBuf,
+    },
+    /// End a move soon; the disk stays where it is, unless it was over already.
+    CancelMove {
+        /// The new file.
+        to: PathBuf,
+    },
     /// Chain and statistics of the disks this worker holds.
     Disks,
     /// Which file of a disk's chain holds what.
@@ -259,79 +306,25 @@ pub enum Reply {
     Disks {
         /// One per disk.
         disks: Vec<DiskStatus>,
+        /// Places of disks that were detached by [`Request::RemoveDisk`] and are empty since.
+        #[serde(default)]
+        removed: Vec<DriveSlot>,
     },
+    /// To [`Request::GrowDisk`].
+    Grown {
+        /// Bytes before.
+        old: u64,
+        /// Bytes now.
+        new: u64,
+        /// Why the guest does not see it before it is started the next time; none: it has been told.
+        unseen: Option<String>,
+    },
+    /// To [`Request::MoveDisk`] and [`Request::MoveStatus`].
+    Move(MoveOutcome),
     /// To [`Request::DiskMap`].
     DiskMap(DiskMap),
     /// To [`Request::DiskCheck`].
     DiskCheck(DiskCheck),
-}
-
-/// A part of a disk's map.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct DiskMap {
-    /// Bytes the guest sees.
-    pub size: u64,
-    /// Files of the chain, top first.
-    pub chain: Vec<PathBuf>,
-    /// In order and without gaps.
-    pub ranges: Vec<MapRange>,
-}
-
-/// Where a range of a disk is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct MapRange {
-    /// Offset in the disk, in bytes.
-    pub offset: u64,
-    /// Bytes.
-    pub length: u64,
-    /// How it is kept.
-    pub kind: MapKind,
-    /// Which file of the chain, 0 is the top; for `data` and `hole`.
-    #[serde(default)]
-    pub depth: Option<usize>,
-    /// Offset in that file, in bytes.
-    #[serde(default)]
-    pub file_offset: Option<u64>,
-}
-
-/// How a range of a disk is kept.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum MapKind {
-    /// In a file.
-    Data,
-    /// It has a place in a file but takes no space, and reads as zeros.
-    Hole,
-    /// In no file: it reads as zeros.
-    Zero,
-    /// In a parent that was not asked about.
-    Parent,
-}
-
-/// What a check found.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct DiskCheck {
-    /// The disk can be used.
-    pub usable: bool,
-    /// Blocks in the top file.
-    pub blocks: u32,
-    /// Bytes of the file that nothing refers to.
-    pub unused_bytes: u64,
-    /// Worst first.
-    pub findings: Vec<DiskFinding>,
-}
-
-/// One finding of a check.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct DiskFinding {
-    /// `note`, `warning` or `error`.
-    pub severity: String,
-    /// The rule that is broken, a short name.
-    pub rule: String,
-    /// A repair loses nothing.
-    pub repairable: bool,
-    /// In words.
-    pub text: String,
 }
 
 /// What a worker knows of its machine.
@@ -366,25 +359,6 @@ pub struct WorkerStatus {
     /// How limits and weights of the processors act, or why they do not.
     #[serde(default)]
     pub processors: String,
-}
-
-/// One disk of a running machine.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct DiskStatus {
-    /// Where it is attached.
-    pub slot: DriveSlot,
-    /// Bytes the guest sees.
-    pub size: u64,
-    /// Files of the chain, top first.
-    pub chain: Vec<PathBuf>,
-    /// Requests and bytes since the worker started.
-    pub reads: u64,
-    /// Writes.
-    pub writes: u64,
-    /// Bytes read.
-    pub read_bytes: u64,
-    /// Bytes written.
-    pub written_bytes: u64,
 }
 
 /// How far a checkpoint is.

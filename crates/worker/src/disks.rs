@@ -1,18 +1,22 @@
 //! The machine's drives: chains opened by the disk engine and offered to QEMU, one NBD export each.
 
+mod plug;
+
+pub(crate) use plug::MoveError;
+
 use crate::checkpoint::tops::{Top, Tops};
 use crate::control::{DiskStatus, LayerSwitch};
 use crate::run_dir::{RunDir, share_with};
 use backstay_disk::nbd::{BindError, ExportError, ExportSpec, Server};
 use backstay_disk::{
-    Backend, CloseError, CreateError, Disk, DiskFormat, DiskOptions, Identity, OpenError, Switch,
-    SwitchError, Switched, fs::HostFs, settle_parents, switch_back_all,
+    Backend, CloseError, CreateError, Disk, DiskFormat, DiskOptions, Identity, OpenError, RateLimit, Switch,
+    SwitchError, Switched, fs::HostFs, nbd::Hurry, settle_parents, switch_back_all,
 };
-use backstay_model::{CheckpointDisk, DriveMedia, DriveSlot, VmSpec};
+use backstay_model::{CheckpointDisk, DriveMedia, DriveSlot, DriveSpec, IoLimit, VmSpec};
 use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 
 /// How long requests in flight may hold up a step.
@@ -119,12 +123,31 @@ impl Drive {
     fn top(&self) -> MutexGuard<'_, PathBuf> {
         self.top.lock().unwrap_or_else(PoisonError::into_inner)
     }
+
+    fn export(&self) -> ExportSpec {
+        ExportSpec {
+            name: self.slot.export_name(),
+            description: self.top().display().to_string(),
+            backend: self.disk.clone(),
+            read_only: self.kind == Kind::Iso,
+        }
+    }
+
+    fn warnings(&self) -> Vec<String> {
+        self.disk.warnings().iter().map(|warning| format!("{}: {warning}", self.slot)).collect()
+    }
+
+    /// What went wrong, in words.
+    fn close(&self) -> Option<String> {
+        let error: CloseError = self.disk.close().err()?;
+        Some(format!("{}: {}", self.slot, crate::report::chain_of(&error)))
+    }
 }
 
 /// All drives with a medium.
 #[derive(Debug)]
 pub struct DiskSet {
-    drives: Vec<Drive>,
+    drives: RwLock<Vec<Arc<Drive>>>,
     server: Mutex<Option<Server>>,
     /// Where the steps are written down.
     tops: PathBuf,
@@ -140,30 +163,7 @@ impl DiskSet {
         let tops = Tops::read(&run.tops()).map_err(run_file(run.tops()))?;
         let (mut drives, mut steps) = (Vec::new(), Vec::new());
         for drive in &spec.drives {
-            let (path, options, kind) = match &drive.media {
-                DriveMedia::Disk(configured) => {
-                    let top = find_top(&tops, drive.slot, configured)?;
-                    if top.open {
-                        steps.push((drive.slot, top.path.clone()));
-                    }
-                    (top.path, to_write(), Kind::File)
-                }
-                DriveMedia::Device(path) => {
-                    (path.clone(), DiskOptions { format: Some(DiskFormat::Raw), ..to_write() }, Kind::Device)
-                }
-                DriveMedia::Iso(path) => {
-                    let how = DiskOptions { format: Some(DiskFormat::Raw), ..DiskOptions::read_only() };
-                    (path.clone(), how, Kind::Iso)
-                }
-                DriveMedia::EmptyOptical => continue,
-            };
-            if kind == Kind::File {
-                settle_parents(&HostFs::shared(), &path, &options)
-                    .map_err(|source| DisksError::Open { slot: drive.slot, source: Box::new(source) })?;
-            }
-            let disk = Disk::open(&path, options)
-                .map_err(|source| DisksError::Open { slot: drive.slot, source: Box::new(source) })?;
-            drives.push(Drive { slot: drive.slot, top: Mutex::new(path), disk, kind });
+            drives.extend(open_drive(drive, &tops, &mut steps)?.map(Arc::new));
         }
         if !steps.is_empty()
             && let Err(error) = Tops::conclude(&run.tops(), steps)
@@ -173,37 +173,63 @@ impl DiskSet {
         let server = Server::bind(&run.nbd(), 0o600).map_err(DisksError::Bind)?;
         share_with(&run.nbd(), qemu_gid).map_err(run_file(run.nbd()))?;
         for drive in &drives {
-            let export = ExportSpec {
-                name: drive.slot.export_name(),
-                description: drive.top().display().to_string(),
-                backend: drive.disk.clone(),
-                read_only: drive.kind == Kind::Iso,
-            };
-            server.add_export(export).map_err(DisksError::Export)?;
+            server.add_export(drive.export()).map_err(DisksError::Export)?;
         }
-        Ok(Self { drives, server: Mutex::new(Some(server)), tops: run.tops() })
+        let set = Self { drives: RwLock::new(drives), server: Mutex::new(Some(server)), tops: run.tops() };
+        spec.drives.iter().for_each(|drive| set.set_limit(drive.slot, drive.limit));
+        Ok(set)
+    }
+
+    fn server(&self) -> MutexGuard<'_, Option<Server>> {
+        self.server.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Limits what the guest may ask of a disk from now on.
+    pub fn set_limit(&self, slot: DriveSlot, limit: IoLimit) {
+        let rate = RateLimit { requests: limit.iops, bytes: limit.bytes_per_second };
+        if let Some(server) = self.server().as_ref() {
+            // An empty CD/DVD drive has no export, and no limit.
+            let _ = server.set_limit(&slot.export_name(), rate);
+        }
+    }
+
+    fn limit(&self, slot: DriveSlot) -> IoLimit {
+        let rate = self.server().as_ref().map(|server| server.limit(&slot.export_name())).unwrap_or_default();
+        IoLimit { iops: rate.requests, bytes_per_second: rate.bytes }
+    }
+
+    /// Has QEMU connect anew to a disk: it learns its size then. Blocks until its requests in flight are answered.
+    pub(crate) fn renew(&self, slot: DriveSlot) {
+        if let Some(server) = self.server().as_ref()
+            && let Err(error) = server.renew(&slot.export_name(), HANG_UP)
+        {
+            tracing::warn!(%slot, %error, "QEMU cannot be made to connect anew");
+        }
+    }
+
+    /// As long as the result lives, requests do not wait for limits: QEMU waits for them before it stops the guest.
+    #[must_use]
+    pub fn hurry(&self) -> Option<Hurry> {
+        self.server().as_ref().map(Server::hurry)
     }
 
     /// What was strange about the files.
     #[must_use]
     pub fn warnings(&self) -> Vec<String> {
-        let of_drive = |drive: &Drive| {
-            let slot = drive.slot;
-            drive.disk.warnings().iter().map(move |w| format!("{slot}: {w}")).collect::<Vec<_>>()
-        };
-        self.drives.iter().flat_map(of_drive).collect()
+        self.drives().iter().flat_map(|drive| drive.warnings()).collect()
     }
 
     /// The file on top of each hard disk.
     #[must_use]
     pub fn tops(&self) -> Vec<(DriveSlot, PathBuf)> {
-        self.files_disks().map(|drive| (drive.slot, drive.top().clone())).collect()
+        self.files_disks().iter().map(|drive| (drive.slot, drive.top().clone())).collect()
     }
 
     /// Drives whose sectors are not of 512 bytes: how many they have.
     #[must_use]
     pub fn large_sectors(&self) -> BTreeMap<DriveSlot, u32> {
-        let devices = self.drives.iter().filter(|drive| drive.kind == Kind::Device);
+        let drives = self.drives();
+        let devices = drives.iter().filter(|drive| drive.kind == Kind::Device);
         let sectors = devices.map(|drive| (drive.slot, drive.disk.sector_size()));
         sectors.filter(|(_, sector)| *sector != 512).collect()
     }
@@ -216,7 +242,8 @@ impl DiskSet {
             let flat = drive.disk.chain().first().is_some_and(|layer| !layer.grows());
             flat && std::fs::metadata(path).is_ok_and(|file| file.blocks() * 512 >= file.len())
         };
-        let tops = self.files_disks().map(|drive| (drive, drive.top().clone()));
+        let disks = self.files_disks();
+        let tops = disks.iter().map(|drive| (drive, drive.top().clone()));
         tops.filter(|(drive, path)| !whole(drive, path)).map(|(_, path)| path).collect()
     }
 
@@ -227,13 +254,16 @@ impl DiskSet {
             Some(switch) => switch.from.clone(),
             None => drive.top().clone(),
         };
-        self.files_disks().map(|drive| CheckpointDisk { slot: drive.slot, file: file(drive) }).collect()
+        self.files_disks()
+            .iter()
+            .map(|drive| CheckpointDisk { slot: drive.slot, file: file(drive) })
+            .collect()
     }
 
     /// Chains and numbers of the hard disks.
     #[must_use]
     pub fn status(&self) -> Vec<DiskStatus> {
-        let of_drive = |drive: &Drive| {
+        let of_drive = |drive: &Arc<Drive>| {
             let (stats, chain) = (drive.disk.stats(), drive.disk.chain());
             DiskStatus {
                 slot: drive.slot,
@@ -243,21 +273,22 @@ impl DiskSet {
                 writes: stats.writes,
                 read_bytes: stats.read_bytes,
                 written_bytes: stats.written_bytes,
+                limit: self.limit(drive.slot),
             }
         };
-        self.hard_disks().map(of_drive).collect()
+        self.hard_disks().iter().map(of_drive).collect()
     }
 
     /// Every file of every hard disk's chain, the tops among them.
     #[must_use]
     pub fn files(&self) -> Vec<PathBuf> {
-        self.hard_disks().flat_map(|drive| drive.disk.chain()).map(|layer| layer.path).collect()
+        self.hard_disks().iter().flat_map(|drive| drive.disk.chain()).map(|layer| layer.path).collect()
     }
 
     /// Whether no write has come since the disks were opened.
     #[must_use]
     pub fn are_unwritten(&self) -> bool {
-        self.hard_disks().all(|drive| drive.disk.stats().writes == 0)
+        self.hard_disks().iter().all(|drive| drive.disk.stats().writes == 0)
     }
 
     /// The open disk at a place.
@@ -273,7 +304,7 @@ impl DiskSet {
     /// # Errors
     /// [`DisksError::Flush`].
     pub fn flush(&self) -> Result<(), DisksError> {
-        self.hard_disks().try_for_each(|drive| {
+        self.hard_disks().iter().try_for_each(|drive| {
             drive.disk.flush().map_err(|source| DisksError::Flush { slot: drive.slot, source })
         })
     }
@@ -322,7 +353,7 @@ impl DiskSet {
         for switch in switches {
             let Ok(drive) = self.drive(switch.slot) else { continue };
             let stepped = *drive.top() == switch.to;
-            if stepped && (announced.is_err() || !step_back(drive, switch)) {
+            if stepped && (announced.is_err() || !step_back(&drive, switch)) {
                 tops.push((switch.slot, switch.to.clone()));
                 continue;
             }
@@ -358,28 +389,61 @@ impl DiskSet {
 
     /// Ends service and closes the files, making everything durable. Blocks. Returns what went wrong, in words.
     pub fn close(&self) -> Vec<String> {
-        if let Some(server) = self.server.lock().unwrap_or_else(PoisonError::into_inner).take() {
+        let server = self.server().take();
+        if let Some(server) = server {
             let ended = server.shutdown(HANG_UP);
             tracing::debug!(?ended, "NBD service ended");
         }
-        let close = |drive: &Drive| -> Option<String> {
-            let error: CloseError = drive.disk.close().err()?;
-            Some(format!("{}: {}", drive.slot, crate::report::chain_of(&error)))
-        };
-        self.drives.iter().filter_map(close).collect()
+        self.drives().iter().filter_map(|drive| drive.close()).collect()
     }
 
-    fn hard_disks(&self) -> impl Iterator<Item = &Drive> {
-        self.drives.iter().filter(|drive| drive.kind != Kind::Iso)
+    fn drives(&self) -> Vec<Arc<Drive>> {
+        self.drives.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    fn files_disks(&self) -> impl Iterator<Item = &Drive> {
-        self.drives.iter().filter(|drive| drive.kind == Kind::File)
+    fn files_disks(&self) -> Vec<Arc<Drive>> {
+        self.drives().into_iter().filter(|drive| drive.kind == Kind::File).collect()
     }
 
-    fn drive(&self, slot: DriveSlot) -> Result<&Drive, DisksError> {
-        self.hard_disks().find(|drive| drive.slot == slot).ok_or(DisksError::NoDisk(slot))
+    fn hard_disks(&self) -> Vec<Arc<Drive>> {
+        self.drives().into_iter().filter(|drive| drive.kind != Kind::Iso).collect()
     }
+
+    fn drive(&self, slot: DriveSlot) -> Result<Arc<Drive>, DisksError> {
+        self.hard_disks().into_iter().find(|drive| drive.slot == slot).ok_or(DisksError::NoDisk(slot))
+    }
+}
+
+/// Opens what is in a drive. A step of its disk that is under way is added to `steps`.
+fn open_drive(
+    drive: &DriveSpec,
+    tops: &Tops,
+    steps: &mut Vec<(DriveSlot, PathBuf)>,
+) -> Result<Option<Drive>, DisksError> {
+    let slot = drive.slot;
+    let (path, options, kind) = match &drive.media {
+        DriveMedia::Disk(configured) => {
+            let top = find_top(tops, slot, configured)?;
+            if top.open {
+                steps.push((slot, top.path.clone()));
+            }
+            (top.path, to_write(), Kind::File)
+        }
+        DriveMedia::Device(path) => {
+            (path.clone(), DiskOptions { format: Some(DiskFormat::Raw), ..to_write() }, Kind::Device)
+        }
+        DriveMedia::Iso(path) => {
+            let how = DiskOptions { format: Some(DiskFormat::Raw), ..DiskOptions::read_only() };
+            (path.clone(), how, Kind::Iso)
+        }
+        DriveMedia::EmptyOptical => return Ok(None),
+    };
+    let failed = |source| DisksError::Open { slot, source: Box::new(source) };
+    if kind == Kind::File {
+        settle_parents(&HostFs::shared(), &path, &options).map_err(failed)?;
+    }
+    let disk = Disk::open(&path, options).map_err(failed)?;
+    Ok(Some(Drive { slot, top: Mutex::new(path), disk, kind }))
 }
 
 /// How the hard disks are opened. All programs of this host share one folder for what is not in the files yet: whoever

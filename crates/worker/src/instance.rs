@@ -1,10 +1,13 @@
 //! What a worker leaves for the one that takes over.
 
 use crate::durable;
+use crate::owner::Plugging;
 use crate::processors::ProcessorOrder;
 use crate::run_dir::RunDir;
+use backstay_model::DriveSlot;
 use backstay_qemu::process::{self, AdoptError};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
 use std::io;
 
 /// `instance.json`, written before QEMU is started and again whenever it changes.
@@ -33,6 +36,12 @@ pub struct Instance {
     /// The guest stands still because a volume is nearly full.
     #[serde(default)]
     pub low_space: bool,
+    /// A disk that is being attached or detached.
+    #[serde(default)]
+    pub plugging: Option<Plugging>,
+    /// Places of disks that were detached since the launch and are empty.
+    #[serde(default)]
+    pub removed: BTreeSet<DriveSlot>,
 }
 
 /// Reads the record.

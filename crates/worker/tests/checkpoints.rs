@@ -355,7 +355,7 @@ async fn a_worker_killed_while_memory_is_written_leaves_no_half_checkpoint() {
         }
         other => panic!("{other:?}"),
     }
-    let Reply::Disks { disks } = run.call(Request::Disks).await else { panic!("no disks") };
+    let Reply::Disks { disks, .. } = run.call(Request::Disks).await else { panic!("no disks") };
     assert_eq!(disks[0].chain.len(), 2);
     run.turn_off().await;
 }

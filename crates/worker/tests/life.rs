@@ -34,7 +34,7 @@ async fn the_usual_verbs() {
     assert_eq!(&std::fs::read(&picture).unwrap()[..8], b"\x89PNG\r\n\x1a\n");
 
     guest.write(1, 9, 5).await.unwrap();
-    let Reply::Disks { disks } = run.call(Request::Disks).await else { panic!("no disks") };
+    let Reply::Disks { disks, .. } = run.call(Request::Disks).await else { panic!("no disks") };
     assert_eq!(disks.len(), 2);
     assert_eq!(disks[1].slot, DriveSlot::Ide { controller: 0, unit: 1 });
     assert_eq!(disks[1].written_bytes, 512);

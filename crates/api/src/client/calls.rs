@@ -3,9 +3,9 @@
 use super::{CallOptions, Client, ClientError, EventFilter, Outcome, TaskFilter};
 use crate::{
     CheckpointApply, CheckpointCreate, CheckpointDelete, CheckpointExport, CheckpointList, CheckpointMerge,
-    CheckpointUpdate, DiskCheck, DiskFile, DiskList, DiskMap, DiskMapQuery, DiskQuery, EventList, HostInfo,
-    HostStopGuests, LogLevel, Task, TaskList, TaskWaitQuery, Vm, VmClone, VmCreate, VmDelete, VmList,
-    VmQuery, VmRegister, VmRename, VmStart, VmTemplate, VmUnregister, VmUpdate,
+    CheckpointUpdate, DiskCheck, DiskFile, DiskList, DiskMap, DiskMapQuery, DiskMove, DiskQuery, DiskResize,
+    EventList, HostInfo, HostStopGuests, LogLevel, Task, TaskList, TaskWaitQuery, Vm, VmClone, VmCreate,
+    VmDelete, VmList, VmQuery, VmRegister, VmRename, VmStart, VmTemplate, VmUnregister, VmUpdate,
 };
 use backstay_model::{CheckpointId, TaskId, VmId};
 use reqwest::Method;
@@ -49,6 +49,19 @@ impl Client {
         options: &CallOptions,
     ) -> Result<Outcome, ClientError> {
         self.call(Method::POST, &["vms", "register"]).change(Some(body), options).await
+    }
+
+    /// Moves a disk's file to another folder or file system.
+    ///
+    /// # Errors
+    /// `invalid`, `precondition`, `exists`, `busy`; the task: `no-space`, `cancelled`.
+    pub async fn move_disk(
+        &self,
+        vm: VmId,
+        body: &DiskMove,
+        options: &CallOptions,
+    ) -> Result<Outcome, ClientError> {
+        self.call(Method::POST, &["vms", &vm.to_string(), "move-disk"]).change(Some(body), options).await
     }
 
     /// Changes settings.
@@ -360,6 +373,18 @@ impl Client {
     /// As [`Client::disk_map`], but damage is told in the answer.
     pub async fn disk_check(&self, path: &Path) -> Result<DiskCheck, ClientError> {
         self.call(Method::GET, &["disks", "check"]).query(&DiskQuery { path: path.into() }).get().await
+    }
+
+    /// Makes a disk that a running machine writes to larger. The task's result is a [`crate::DiskResized`].
+    ///
+    /// # Errors
+    /// `precondition` for a smaller size, and when no running machine writes to it, `busy`.
+    pub async fn resize_disk(
+        &self,
+        body: &DiskResize,
+        options: &CallOptions,
+    ) -> Result<Outcome, ClientError> {
+        self.call(Method::POST, &["disks", "resize"]).change(Some(body), options).await
     }
 }
 

@@ -67,6 +67,20 @@ pub(super) const ENTRIES: &[Entry] = &[
         NOTHING,
     ),
     event(
+        "disk.moved",
+        Info,
+        "The file of a machine's disk was moved to another folder.",
+        ON_REQUEST,
+        NOTHING,
+    ),
+    event(
+        "disk.resized",
+        Info,
+        "A disk of a machine that is on was made larger.",
+        ON_REQUEST,
+        &["make partition and file system larger in the guest"],
+    ),
+    event(
         "vm.warning",
         Warning,
         "The machine runs, but something about it deserves a look.",

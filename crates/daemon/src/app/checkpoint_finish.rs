@@ -151,7 +151,7 @@ pub(super) async fn kept_by_worker(
 ) -> Vec<DriveSlot> {
     let told = app.workers.call(machine.id, Request::Disks, Duration::from_secs(20)).await;
     let moved = |layer: &LayerStep| match &told {
-        Ok(Reply::Disks { disks }) => is_top(disks, layer),
+        Ok(Reply::Disks { disks, .. }) => is_top(disks, layer),
         // Whoever finds the record takes the new file if it exists: an empty one reads as the old.
         _ => layer.to.exists(),
     };
@@ -188,6 +188,7 @@ mod tests {
             writes: 0,
             read_bytes: 0,
             written_bytes: 0,
+            limit: backstay_model::IoLimit::default(),
         };
         let link = folder.path().join("link");
         let layer = LayerStep { slot, from: link.join("a.vhd"), to: link.join("a_1.avhd") };

@@ -2,7 +2,7 @@
 
 use super::capacity::check_count;
 use super::controllers::check_places;
-use super::drives::{DiskToMake, check_files, nics, place};
+use super::drives::{DiskToMake, Places, check_files, nics, place};
 use super::{Accepted, App, Call, Done};
 use crate::disks;
 use crate::durable;
@@ -15,6 +15,7 @@ use backstay_api::{Compat, ObjectKind, ObjectRef, Plan, ProblemCode, VmCreate};
 use backstay_hyperv::{VmConfig, filetime_from_unix_ms};
 use backstay_model::{BootDevice, CpuControl, Generation, VmId, VmName, VmSpec};
 use jiff::Timestamp;
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use uuid::Uuid;
@@ -53,7 +54,7 @@ async fn decide(app: &App, body: VmCreate) -> Result<Creation, Failure> {
     let id = body.id.unwrap_or_else(|| VmId(Uuid::new_v4()));
     let layout = Layout::new(&app.config.state_dir);
     id_is_free(app, id, &layout)?;
-    let placed = place(&body.drives, &[], body.hardware, &layout, &name)?;
+    let placed = place(&body.drives, &[], &Places::All(body.hardware), &layout, &name)?;
     let normal = CpuControl::default();
     let spec = VmSpec {
         id,
@@ -68,6 +69,8 @@ async fn decide(app: &App, body: VmCreate) -> Result<Creation, Failure> {
             weight: body.cpu_weight.unwrap_or(normal.weight),
         },
         drives: placed.drives,
+        // So that disks can be added while it runs.
+        scsi_controllers: BTreeSet::from([0]),
         nics: nics(&body.nics),
         boot_order: body.boot_order.unwrap_or_else(|| {
             vec![BootDevice::Optical, BootDevice::HardDrive, BootDevice::Network, BootDevice::Floppy]

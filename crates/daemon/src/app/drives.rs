@@ -36,7 +36,7 @@ pub(super) struct Placed {
 pub(super) fn place(
     requests: &[DriveRequest],
     taken: &[DriveSpec],
-    hardware: VirtualHardware,
+    places: &Places,
     layout: &Layout,
     name: &VmName,
 ) -> Result<Placed, Failure> {
@@ -52,29 +52,49 @@ pub(super) fn place(
     for request in requests {
         let slot = match request.slot {
             Some(slot) => slot,
-            None => next_slot(request.kind, hardware, &mut slots)?,
+            None => next_slot(request.kind, places, &mut slots)?,
         };
         let media = media(request, layout, name, &mut placed.make)?;
-        placed.drives.push(DriveSpec { slot, media });
+        placed.drives.push(DriveSpec::new(slot, media));
     }
     Ok(placed)
+}
+
+/// Where drives go that name no place.
+#[derive(Clone, Debug)]
+pub(super) enum Places {
+    /// Anywhere; the machine is off.
+    All(VirtualHardware),
+    /// On these SCSI controllers; it runs.
+    Scsi(BTreeSet<u8>),
 }
 
 /// Disks from the first IDE place on, CD/DVD from the second controller on; SCSI when IDE is full.
 fn next_slot(
     kind: DriveKind,
-    hardware: VirtualHardware,
+    places: &Places,
     slots: &mut BTreeSet<DriveSlot>,
 ) -> Result<DriveSlot, Failure> {
     let ide = |controller, unit| DriveSlot::Ide { controller, unit };
-    let ide_places = match (hardware, kind) {
-        (VirtualHardware::Gen2, _) => vec![],
-        (VirtualHardware::Gen1, DriveKind::Disk) => vec![ide(0, 0), ide(0, 1), ide(1, 0), ide(1, 1)],
-        (VirtualHardware::Gen1, _) => vec![ide(1, 0), ide(1, 1), ide(0, 1), ide(0, 0)],
+    let ide_places = match (places, kind) {
+        (Places::Scsi(_) | Places::All(VirtualHardware::Gen2), _) => vec![],
+        (Places::All(_), DriveKind::Disk) => vec![ide(0, 0), ide(0, 1), ide(1, 0), ide(1, 1)],
+        (Places::All(_), _) => vec![ide(1, 0), ide(1, 1), ide(0, 1), ide(0, 0)],
     };
-    let scsi = (0..4).flat_map(|controller| (0..64).map(move |lun| DriveSlot::Scsi { controller, lun }));
-    ide_places.into_iter().chain(scsi).find(|slot| slots.insert(*slot)).ok_or_else(|| {
-        Failure::invalid("no place is left for another drive: a machine has 4 IDE and 256 SCSI places")
+    let controllers: Vec<u8> = match places {
+        Places::All(_) => (0..4).collect(),
+        Places::Scsi(there) => there.iter().copied().collect(),
+    };
+    let luns = |controller| (0..64).map(move |lun| DriveSlot::Scsi { controller, lun });
+    let scsi = controllers.into_iter().flat_map(luns);
+    ide_places.into_iter().chain(scsi).find(|slot| slots.insert(*slot)).ok_or_else(|| match places {
+        Places::All(_) => {
+            Failure::invalid("no place is left for another drive: a machine has 4 IDE and 256 SCSI places")
+        }
+        Places::Scsi(there) => Failure::precondition(format!(
+            "no place is left on the machine's SCSI controllers ({} with 64 places each): turn it off to attach more",
+            there.len()
+        )),
     })
 }
 
@@ -251,7 +271,7 @@ mod tests {
     fn slots(requests: &[DriveRequest]) -> Vec<String> {
         let layout = Layout::new("/nowhere");
         let name = VmName::new("web").unwrap();
-        let placed = place(requests, &[], VirtualHardware::Gen1, &layout, &name).unwrap();
+        let placed = place(requests, &[], &Places::All(VirtualHardware::Gen1), &layout, &name).unwrap();
         placed.drives.iter().map(|d| d.slot.to_string()).collect()
     }
 
@@ -268,7 +288,8 @@ mod tests {
     fn new_disks_are_named_after_the_machine_and_never_twice() {
         let layout = Layout::new("/nowhere");
         let name = VmName::new("a/b").unwrap();
-        let placed = place(&[disk(None), disk(None)], &[], VirtualHardware::Gen1, &layout, &name).unwrap();
+        let gen1 = Places::All(VirtualHardware::Gen1);
+        let placed = place(&[disk(None), disk(None)], &[], &gen1, &layout, &name).unwrap();
         let files: Vec<_> =
             placed.make.iter().map(|m| m.path.file_name().unwrap().to_str().unwrap()).collect();
         assert_eq!(files, ["a_b.vhdx", "a_b-1.vhdx"]);
@@ -279,9 +300,10 @@ mod tests {
         let layout = Layout::new("/nowhere");
         let name = VmName::new("web").unwrap();
         let twice = [disk(Some("ide:0:0")), disk(Some("ide:0:0"))];
-        assert!(place(&twice, &[], VirtualHardware::Gen1, &layout, &name).is_err());
+        let gen1 = Places::All(VirtualHardware::Gen1);
+        assert!(place(&twice, &[], &gen1, &layout, &name).is_err());
         let relative = DriveRequest { path: Some("a.vhd".into()), create: None, ..disk(None) };
-        let error = place(&[relative], &[], VirtualHardware::Gen1, &layout, &name).unwrap_err();
+        let error = place(&[relative], &[], &gen1, &layout, &name).unwrap_err();
         assert!(error.to_string().contains("a.vhd is not an absolute path"), "{error}");
     }
 }

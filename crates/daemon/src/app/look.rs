@@ -21,7 +21,7 @@ const MOST_RANGES: u32 = 100_000;
 const LOOK: Duration = Duration::from_mins(5);
 
 /// The machine that writes to a file now, and where the file is attached.
-async fn writer_of(app: &App, path: &Path) -> Option<(VmId, DriveSlot)> {
+pub(super) async fn writer_of(app: &App, path: &Path) -> Option<(VmId, DriveSlot)> {
     let wanted = same_file(path);
     for machine in app.inventory.all().into_iter().filter(|m| m.state.is_active()) {
         let disks = worker_disks(app, machine.id).await;
@@ -33,7 +33,7 @@ async fn writer_of(app: &App, path: &Path) -> Option<(VmId, DriveSlot)> {
     None
 }
 
-fn checked(path: &Path) -> Result<(), Failure> {
+pub(super) fn checked(path: &Path) -> Result<(), Failure> {
     if !path.is_absolute() {
         return Err(Failure::invalid(format!("{} is not an absolute path", path.display())));
     }

@@ -3,7 +3,9 @@
 use super::checkpoint::CheckpointPlan;
 use super::former::settle_former;
 use super::host_actions::start_with_host;
+use super::hotplug::settle_drives;
 use super::merge::kick_quietly;
+use super::move_disk::settle_move;
 use super::power::end_machine;
 use super::settle::{plan_of, settle_pending};
 use super::{App, Done, vm_task};
@@ -49,6 +51,12 @@ pub async fn recover(app: &Arc<App>) -> Result<(), Failure> {
         // Before anybody can start it.
         if let Err(failure) = settle_former(app, machine.id).await {
             tracing::error!(vm = %machine.id, error = failure.full_message(), "the files of a former Now wait");
+        }
+        if let Err(failure) = settle_move(app, machine.id).await {
+            tracing::error!(vm = %machine.id, error = failure.full_message(), "where one of its disks is waits");
+        }
+        if let Err(failure) = settle_drives(app, machine.id).await {
+            tracing::error!(vm = %machine.id, error = failure.full_message(), "its disks are not those it runs with");
         }
         let machine = app.inventory.get(machine.id)?;
         if machine.config.pending().is_some() {

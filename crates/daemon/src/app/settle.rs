@@ -6,6 +6,8 @@ use super::checkpoint::CheckpointPlan;
 use super::checkpoint_finish::{Captured, complete, give_up, kept_by_worker, move_now};
 use super::checkpoint_run::settle_live;
 use super::former::settle_former;
+use super::hotplug::settle_drives;
+use super::move_disk::settle_move;
 use crate::disks;
 use crate::failure::Failure;
 use crate::inventory::{Machine, blocking, read_config};
@@ -27,7 +29,9 @@ pub(super) async fn settle_before(
     context: &TaskContext,
     id: VmId,
 ) -> Result<Machine, Failure> {
-    let machine = settle_former(app, id).await?;
+    settle_former(app, id).await?;
+    settle_move(app, id).await?;
+    let machine = settle_drives(app, id).await?;
     let Some(pending) = machine.config.pending() else { return Ok(machine) };
     context.progress(1, "settling a checkpoint that was interrupted");
     let noted = app.store.checkpoint_note(id).await.unwrap_or_default();

@@ -5,9 +5,12 @@ use super::changes::changes;
 use super::controllers::check_places;
 use super::create::{make_disks, remove_disks};
 use super::drives::{check_files, nics, place};
+use super::hotplug::{self, PlugStep, places};
+use super::limits::{change_limits, limits_differ, share_limits};
 use super::merge::kick_all;
 use super::processors::share_out;
 use super::settle::settle_before;
+use super::views::media_words;
 use super::{Accepted, App, Call, Done, check_verb, vm_task};
 use crate::events::Happening;
 use crate::failure::Failure;
@@ -15,10 +18,11 @@ use crate::inventory::{Machine, blocking};
 use crate::tasks::TaskContext;
 use backstay_api::{Change as SettingChange, Plan, ProblemCode, VmUpdate};
 use backstay_model::{VmId, VmSpec, VmState, VmVerb};
+use std::path::PathBuf;
 use std::sync::Arc;
 
-/// Changes settings. Notes, the share of the processors and what happens with the host can be changed at any time; most
-/// else needs the machine off.
+/// Changes settings. Notes, the share of the processors, limits of disks and what happens with the host can be changed at any
+/// time; disks on SCSI come and go while the machine runs; most else needs it off.
 ///
 /// # Errors
 /// `not-found`, `invalid`, `precondition`, `stale`, `in-use`, `busy`.
@@ -50,15 +54,19 @@ async fn decide(app: &App, machine: &Machine, body: &VmUpdate) -> Result<Change,
             ),
         ));
     }
-    if !may_change(machine.state, body) {
-        check_verb(machine, VmVerb::Configure)?;
-    }
+    check_state(machine, body)?;
     let mut spec = (*machine.spec).clone();
     set_values(&mut spec, body);
     for slot in &body.remove_drives {
-        let before = spec.drives.len();
-        spec.drives.retain(|drive| drive.slot != *slot);
-        if spec.drives.len() == before {
+        // A guest that runs keeps the controller; one that is off has it as long as it has a drive, or had one when it ran.
+        let removed = if machine.state.is_active() {
+            spec.detach(*slot).is_some()
+        } else {
+            let before = spec.drives.len();
+            spec.drives.retain(|drive| drive.slot != *slot);
+            spec.drives.len() < before
+        };
+        if !removed {
             return Err(Failure::not_found(format!("'{}' has no drive at {slot}", machine.name())));
         }
     }
@@ -70,14 +78,14 @@ async fn decide(app: &App, machine: &Machine, body: &VmUpdate) -> Result<Change,
         }
     }
     spec.nics.extend(nics(&body.add_nics));
-    let placed = place(&body.add_drives, &spec.drives, spec.hardware, &machine.layout, &spec.name)?;
+    let placed = place(&body.add_drives, &spec.drives, &places(machine), &machine.layout, &spec.name)?;
     let mut warnings = if placed.drives.is_empty() {
         Vec::new()
     } else {
         check_files(app, machine.id, &placed.drives, &placed.make, body.compat).await?
     };
-    spec.drives.extend(placed.drives);
-    spec.drives.sort_by_key(|drive| drive.slot);
+    placed.drives.into_iter().for_each(|drive| spec.attach(drive));
+    change_limits(&mut spec, &body.disk_limits)?;
     if spec.drives != machine.spec.drives {
         warnings.extend(check_places(&spec));
     }
@@ -88,9 +96,9 @@ async fn decide(app: &App, machine: &Machine, body: &VmUpdate) -> Result<Change,
     Ok(Change { spec, make: placed.make, warnings })
 }
 
-/// Whether the changes may be made in this state: at any time those that no guest notices, while it is saved also those
-/// that its memory does not depend on.
-fn may_change(state: VmState, body: &VmUpdate) -> bool {
+/// Whether the changes may be made in this state: at any time those that no guest notices, while it runs those that a guest can
+/// follow, while it is saved also those that its memory does not depend on.
+fn check_state(machine: &Machine, body: &VmUpdate) -> Result<(), Failure> {
     let mut rest = VmUpdate {
         generation: None,
         notes: None,
@@ -101,12 +109,22 @@ fn may_change(state: VmState, body: &VmUpdate) -> bool {
         host_stop: None,
         start_delay_s: None,
         start_order: None,
+        disk_limits: Vec::new(),
         ..body.clone()
     };
-    if state == VmState::Saved {
+    if machine.state == VmState::Saved {
         rest.recovery = None;
     }
-    rest == VmUpdate::default()
+    if rest == VmUpdate::default() {
+        return Ok(());
+    }
+    let drives =
+        VmUpdate { add_drives: rest.add_drives, remove_drives: rest.remove_drives, ..VmUpdate::default() };
+    (rest.add_drives, rest.remove_drives) = (Vec::new(), Vec::new());
+    if machine.state.is_active() && rest == VmUpdate::default() && !machine.is_template() {
+        return hotplug::check_drives(machine, &drives);
+    }
+    check_verb(machine, VmVerb::Configure).map(drop)
 }
 
 fn set_values(spec: &mut VmSpec, body: &VmUpdate) {
@@ -134,6 +152,14 @@ fn describe(machine: &Machine, change: &Change) -> Plan {
     let mut plan = Plan::new("vm.update");
     for disk in &change.make {
         plan.step("create", disk.path.display(), format!("disk of {} bytes", disk.size));
+    }
+    for step in hotplug::steps(machine, &change.spec) {
+        match step {
+            PlugStep::Goes(slot) => {
+                plan.step("detach", slot, "the guest is not asked: unmount it there first")
+            }
+            PlugStep::Comes(drive) => plan.step("attach", drive.slot, media_words(&drive.media)),
+        }
     }
     plan.step("write", machine.config_file.display(), words(&changes(&machine.spec, &change.spec)));
     plan.warnings.clone_from(&change.warnings);
@@ -164,6 +190,12 @@ async fn run(app: Arc<App>, context: TaskContext, id: VmId, body: VmUpdate) -> D
     if share_changes && let Some(failure) = share_out(&app).await.remove(&id) {
         context.warn(format!("the settings are kept but do not act now: {}", failure.full_message()));
     }
+    if machine.state.is_active()
+        && limits_differ(&machine.spec, &saved.spec)
+        && let Err(failure) = share_limits(&app, id).await
+    {
+        context.warn(format!("the limits are kept but do not act now: {}", failure.full_message()));
+    }
     let changes = changes(&machine.spec, &saved.spec);
     let what = Happening {
         kind: "vm.updated",
@@ -178,18 +210,33 @@ async fn run(app: Arc<App>, context: TaskContext, id: VmId, body: VmUpdate) -> D
     Ok(None)
 }
 
-async fn make_and_save(app: &App, machine: &Machine, change: &Change) -> Result<Machine, Failure> {
-    let mut config = (*machine.config).clone();
-    config.apply_spec(&change.spec).map_err(|error| Failure::invalid(error.to_string()))?;
+/// Makes new disks, has the guest follow where it runs, and writes the configuration.
+async fn make_and_save(app: &Arc<App>, machine: &Machine, change: &Change) -> Result<Machine, Failure> {
     let make = change.make.clone();
     let made = blocking(move || make_disks(&make)).await?;
-    let saved = app.inventory.save(machine, config).await;
+    let saved = plug_and_save(app, machine, change).await;
     if saved.is_err() {
+        // Where nobody can tell whether the guest has them, they stay.
+        let Some(kept) = hotplug::files_in_use(app, machine.id).await else { return saved };
         blocking(move || {
-            remove_disks(&made);
+            let unused = |path: &PathBuf| !kept.contains(path);
+            remove_disks(&made.into_iter().filter(unused).collect::<Vec<_>>());
             Ok(())
         })
         .await?;
     }
     saved
+}
+
+async fn plug_and_save(app: &Arc<App>, machine: &Machine, change: &Change) -> Result<Machine, Failure> {
+    let mut machine = machine.clone();
+    for step in hotplug::steps(&machine, &change.spec) {
+        machine = hotplug::carry_out(app, &machine, step).await?;
+    }
+    if *machine.spec == change.spec {
+        return Ok(machine);
+    }
+    let mut config = (*machine.config).clone();
+    config.apply_spec(&change.spec).map_err(|error| Failure::invalid(error.to_string()))?;
+    app.inventory.save(&machine, config).await
 }

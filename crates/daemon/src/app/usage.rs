@@ -6,7 +6,7 @@ use crate::chains::Chains;
 use crate::disks::{self, Chain};
 use crate::failure::Failure;
 use crate::inventory::{Machine, blocking};
-use backstay_api::{DiskFile, DiskHolder, DiskLayer, DiskStats, ProblemCode, VmDisk};
+use backstay_api::{DiskFile, DiskHolder, DiskLayer, DiskLimit, DiskStats, ProblemCode, VmDisk};
 use backstay_model::VmId;
 use backstay_worker::control::{DiskStatus, Reply, Request};
 use std::collections::{BTreeMap, BTreeSet};
@@ -304,7 +304,7 @@ fn look_through(chains: &Chains, tops: Vec<Top>) -> Usage {
 
 pub(crate) async fn worker_disks(app: &App, vm: VmId) -> Vec<DiskStatus> {
     match app.workers.call(vm, Request::Disks, ANSWER).await {
-        Ok(Reply::Disks { disks }) => disks,
+        Ok(Reply::Disks { disks, .. }) => disks,
         _ => Vec::new(),
     }
 }
@@ -364,6 +364,8 @@ pub async fn vm_disks(app: &App, vm: &str) -> Result<Vec<VmDisk>, Failure> {
     let live = if machine.state.is_active() { worker_disks(app, machine.id).await } else { Vec::new() };
     let mut found = Vec::new();
     for (slot, path) in machine.disks().into_iter().chain(machine.devices()) {
+        let drive = machine.spec.drives.iter().find(|drive| drive.slot == slot);
+        let limit = drive.and_then(|drive| DiskLimit::shown(drive.limit));
         let disk = match live.iter().find(|d| d.slot == slot) {
             Some(disk) => VmDisk {
                 slot,
@@ -377,6 +379,7 @@ pub async fn vm_disks(app: &App, vm: &str) -> Result<Vec<VmDisk>, Failure> {
                     written_bytes: disk.written_bytes,
                 }),
                 error: None,
+                limit,
             },
             None => match chain_of(app, &path).await {
                 Ok(chain) => VmDisk {
@@ -386,10 +389,12 @@ pub async fn vm_disks(app: &App, vm: &str) -> Result<Vec<VmDisk>, Failure> {
                     chain: chain.files(),
                     stats: None,
                     error: None,
+                    limit,
                 },
                 Err(error) => {
                     let error = Some(error.full_message());
-                    VmDisk { slot, path: path.clone(), size: None, chain: vec![path], stats: None, error }
+                    let chain = vec![path.clone()];
+                    VmDisk { slot, path, size: None, chain, stats: None, error, limit }
                 }
             },
         };

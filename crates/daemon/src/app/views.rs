@@ -3,10 +3,10 @@
 use super::App;
 use crate::inventory::Machine;
 use backstay_api::{
-    CheckpointDiskInfo, CheckpointInfo, CheckpointLine, CheckpointList, Drive, DriveKind, Nic, PendingFile,
-    Vm, VmBlocked,
+    CheckpointDiskInfo, CheckpointInfo, CheckpointLine, CheckpointList, DiskLimit, Drive, DriveKind, Nic,
+    PendingFile, Vm, VmBlocked,
 };
-use backstay_model::{Checkpoint, DriveMedia, NicAttachment, NicSpec, VmVerb, allowed};
+use backstay_model::{Checkpoint, DriveMedia, DriveSpec, NicAttachment, NicSpec, VmVerb, allowed};
 use jiff::Timestamp;
 
 const VERBS: [VmVerb; 14] = [
@@ -56,7 +56,8 @@ pub fn vm(app: &App, machine: &Machine) -> Vm {
         cpu_weight: spec.cpu.weight,
         cpu_reserve_cores: spec.cpu.reserved().as_f64(),
         cpu_limit_cores: spec.cpu.limit().as_f64(),
-        drives: spec.drives.iter().map(|d| drive(d.slot, &d.media)).collect(),
+        drives: spec.drives.iter().map(drive).collect(),
+        scsi_controllers: spec.all_scsi_controllers().into_iter().collect(),
         nics: spec.nics.iter().map(nic).collect(),
         boot_order: spec.boot_order.clone(),
         bios_guid: spec.bios_guid,
@@ -79,13 +80,14 @@ pub fn vm(app: &App, machine: &Machine) -> Vm {
     }
 }
 
-fn drive(slot: backstay_model::DriveSlot, media: &DriveMedia) -> Drive {
-    let (kind, path) = match media {
+fn drive(spec: &DriveSpec) -> Drive {
+    let (kind, path) = match &spec.media {
         DriveMedia::Disk(path) | DriveMedia::Device(path) => (DriveKind::Disk, Some(path.clone())),
         DriveMedia::Iso(path) => (DriveKind::Iso, Some(path.clone())),
         DriveMedia::EmptyOptical => (DriveKind::EmptyOptical, None),
     };
-    Drive { slot, kind, path, pass_through: matches!(media, DriveMedia::Device(_)) }
+    let pass_through = matches!(spec.media, DriveMedia::Device(_));
+    Drive { slot: spec.slot, kind, path, pass_through, limit: DiskLimit::shown(spec.limit) }
 }
 
 fn nic(nic: &NicSpec) -> Nic {

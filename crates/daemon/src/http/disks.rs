@@ -1,11 +1,14 @@
 //! Disk files.
 
-use super::extract::{Params, Segment};
+use super::extract::{ChangeWith, Params, Segment};
 use super::problem::ApiError;
-use crate::app::{self, App};
+use crate::app::{self, Accepted, App};
 use axum::Json;
 use axum::extract::State;
-use backstay_api::{DiskCheck, DiskFile, DiskList, DiskMap, DiskMapQuery, DiskQuery, Problem};
+use backstay_api::{
+    DiskCheck, DiskFile, DiskList, DiskMap, DiskMapQuery, DiskQuery, DiskResize, MutateQuery, Plan, Problem,
+    Task,
+};
 use std::sync::Arc;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
@@ -16,6 +19,7 @@ pub(super) fn routes() -> OpenApiRouter<Arc<App>> {
         .routes(routes!(file))
         .routes(routes!(map))
         .routes(routes!(check))
+        .routes(routes!(resize))
 }
 
 /// A machine's disks with their chains
@@ -66,4 +70,19 @@ async fn check(
     Params(query): Params<DiskQuery>,
 ) -> Result<Json<DiskCheck>, ApiError> {
     Ok(Json(app::disk_check(&app, &query.path).await?))
+}
+
+/// Make a disk of a running machine larger
+///
+/// The guest sees it at once on SCSI and virtio, after its next start on IDE. With checkpoints only the top file grows. The task's
+/// result is a `DiskResized`.
+#[utoipa::path(post, path = "/disks/resize", tag = "disks", operation_id = "resize_disk_file", params(MutateQuery),
+    request_body = DiskResize,
+    responses((status = 202, description = "Accepted", body = Task), (status = 200, description = "Dry run", body = Plan),
+        (status = "default", description = "A problem", body = Problem, content_type = "application/problem+json")))]
+async fn resize(
+    State(app): State<Arc<App>>,
+    ChangeWith(call, body): ChangeWith<DiskResize>,
+) -> Result<Accepted, ApiError> {
+    Ok(app.once(call, |app, call| async move { app::resize_disk(&app, body, &call).await }).await?)
 }

@@ -10,8 +10,8 @@ use axum::extract::State;
 use axum::http::header;
 use axum::response::IntoResponse;
 use backstay_api::{
-    MutateQuery, Plan, Problem, ProblemCode, Task, Vm, VmCreate, VmDelete, VmList, VmQuery, VmRegister,
-    VmRename, VmStart, VmUnregister, VmUpdate,
+    DiskMove, MutateQuery, Plan, Problem, ProblemCode, Task, Vm, VmCreate, VmDelete, VmList, VmQuery,
+    VmRegister, VmRename, VmStart, VmUnregister, VmUpdate,
 };
 use backstay_model::VmVerb;
 use backstay_worker::control::Request;
@@ -29,6 +29,7 @@ pub(super) fn routes() -> OpenApiRouter<Arc<App>> {
         .routes(routes!(register))
         .routes(routes!(show, update, delete))
         .routes(routes!(rename))
+        .routes(routes!(move_disk))
         .routes(routes!(start))
         .routes(routes!(shutdown))
         .routes(routes!(turn_off))
@@ -122,6 +123,21 @@ async fn rename(
     ChangeWith(call, body): ChangeWith<VmRename>,
 ) -> Answer {
     Ok(app.once(call, |app, call| async move { app::rename_vm(&app, &vm, body, &call).await }).await?)
+}
+
+/// Move a disk's file to another folder or file system
+///
+/// While the machine is running, paused or off. Not of a disk with checkpoints. The task can be cancelled.
+#[utoipa::path(post, path = "/vms/{vm}/move-disk", tag = "vms", operation_id = "move_vm_disk",
+    params(("vm" = String, Path, description = "GUID or name"), MutateQuery), request_body = DiskMove,
+    responses((status = 202, description = "Accepted", body = Task), (status = 200, description = "Dry run", body = Plan),
+        (status = "default", description = "A problem", body = Problem, content_type = "application/problem+json")))]
+async fn move_disk(
+    State(app): Shared,
+    Segment(vm): Segment<String>,
+    ChangeWith(call, body): ChangeWith<DiskMove>,
+) -> Answer {
+    Ok(app.once(call, |app, call| async move { app::move_disk(&app, &vm, body, &call).await }).await?)
 }
 
 /// Power on

@@ -49,6 +49,8 @@ pub struct Workers {
     restarts: Mutex<BTreeMap<VmId, u64>>,
     /// The users that were given away last.
     given: Mutex<BTreeMap<VmId, u32>>,
+    /// Held while a worker is told the limits of its disks.
+    limits: tokio::sync::Mutex<()>,
 }
 
 impl Workers {
@@ -61,6 +63,7 @@ impl Workers {
             connections: Mutex::default(),
             restarts: Mutex::default(),
             given: Mutex::default(),
+            limits: tokio::sync::Mutex::default(),
         }
     }
 
@@ -107,6 +110,11 @@ impl Workers {
 
     fn restart_counts(&self) -> std::sync::MutexGuard<'_, BTreeMap<VmId, u64>> {
         self.restarts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The turn to tell workers the limits of their disks.
+    pub(crate) async fn limits_turn(&self) -> tokio::sync::MutexGuard<'_, ()> {
+        self.limits.lock().await
     }
 
     /// How often a machine's worker was started again, because the former one had died, since the daemon was started.

@@ -1,7 +1,7 @@
 //! Following one worker from its start to the end of its machine.
 
 use super::{CONTROL_SOCKET, Connection, EVENT_SPOOL, LAUNCH_RECORD, ingest};
-use crate::app::{App, at_rest, kick_merges};
+use crate::app::{App, at_rest, kick_merges, share_limits};
 use crate::events::Happening;
 use crate::failure::chain;
 use backstay_model::{VmId, VmState};
@@ -199,6 +199,13 @@ async fn hear(
     };
     connection.send_replace(Some(client));
     app.processors.changed();
+    let app_too = Arc::clone(app);
+    // It may have missed a change while it was away.
+    tokio::spawn(async move {
+        if let Err(failure) = share_limits(&app_too, vm).await {
+            tracing::info!(%vm, error = failure.full_message(), "the limits of its disks may not act");
+        }
+    });
     while let Some(event) = events.next().await {
         ingest::event(app, vm, event, following).await;
     }

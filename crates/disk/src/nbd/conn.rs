@@ -10,7 +10,10 @@ use std::{
     io::{self, Read},
     net::Shutdown,
     os::unix::net::UnixStream,
-    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Condvar, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
     thread,
     time::Duration,
 };
@@ -23,11 +26,15 @@ use super::{
     outbox::{Broken, Outbox},
     proto::{ChunkHead, DataChunk, Errno, HoleChunk, RequestHead, SimpleReply, StatusEntry, chunk},
     request::{Decision, Op, Request, judge},
+    throttle::Waiting,
 };
 use crate::ZeroMode;
 
-/// Requests a connection carries out at the same time, and the threads it may have.
+/// Requests a connection carries out at the same time, and the threads it may have for that.
 const MAX_IN_FLIGHT: usize = 32;
+/// Threads of a connection whose requests wait for the disk's limit and that are not counted among those; so many requests may
+/// come between a flush and its turn.
+const MAX_PARKED: usize = 128;
 /// Payload a connection may hold in memory, in bytes; one request always fits.
 const MAX_HELD: u64 = 64 << 20;
 /// Requests with less payload are not counted, in bytes.
@@ -58,6 +65,8 @@ pub(super) struct Conn {
     wake: Condvar,
     /// Payload memory was released.
     room: Condvar,
+    /// No more requests come.
+    over: AtomicBool,
     out: Mutex<Outbox>,
     on_end: OnEnd,
 }
@@ -67,6 +76,8 @@ struct Pool {
     /// Where a leader that may have to wait leaves the reader.
     reader: Option<Reader>,
     threads: usize,
+    /// Threads whose requests wait for the disk's limit.
+    parked: usize,
     idle: usize,
     /// A thread was woken or started for the reader and has not looked yet.
     alerted: bool,
@@ -80,7 +91,8 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Conn {
     pub fn new(stream: Arc<UnixStream>, export: Arc<Export>, session: Session, on_end: OnEnd) -> Arc<Self> {
-        let pool = Pool { reader: None, threads: 1, idle: 0, alerted: false, ended: false, held: 0 };
+        let pool =
+            Pool { reader: None, threads: 1, parked: 0, idle: 0, alerted: false, ended: false, held: 0 };
         Arc::new(Self {
             stream,
             export,
@@ -88,6 +100,7 @@ impl Conn {
             pool: Mutex::new(pool),
             wake: Condvar::new(),
             room: Condvar::new(),
+            over: AtomicBool::new(false),
             out: Mutex::default(),
             on_end,
         })
@@ -130,7 +143,7 @@ impl Conn {
             self.wake.notify_one();
             return;
         }
-        if pool.threads < MAX_IN_FLIGHT {
+        if pool.threads - pool.parked.min(MAX_PARKED) < MAX_IN_FLIGHT {
             pool.alerted = true;
             pool.threads += 1;
             drop(pool);
@@ -179,10 +192,19 @@ impl Conn {
         reader
     }
 
-    /// No more requests; those in flight finish.
+    /// No more requests; those in flight finish, without waiting for the disk's limit: the client waits for nothing else.
     fn end(&self) {
         lock(&self.pool).ended = true;
         self.wake.notify_all();
+        self.over.store(true, Relaxed);
+        self.export.throttle.wake();
+    }
+
+    /// Waits until the disk's limit lets a request go.
+    fn park(&self, waiting: Waiting) {
+        lock(&self.pool).parked += 1;
+        self.export.throttle.wait(waiting, || self.over.load(Relaxed));
+        lock(&self.pool).parked -= 1;
     }
 
     fn thread_ends(&self) {
@@ -231,7 +253,8 @@ impl Conn {
     /// Answers a short read whose data is at hand; says whether it did.
     fn answer_inline(&self, request: &Request) -> bool {
         let Op::Read { .. } = request.op else { return false };
-        if request.len > INLINE || request.len == 0 {
+        // A leader that waits would hold all others up.
+        if self.export.throttle.is_on() || request.len > INLINE || request.len == 0 {
             return false;
         }
         let (cookie, len) = (request.cookie, request.len as usize);
@@ -432,7 +455,12 @@ impl Worker {
         if request.op == Op::Write {
             reader.payload(conn, room_for(&mut self.payload, request.len))?;
         }
+        // While nobody else reads, so that requests go in their order.
+        let waiting = request.cost().and_then(|cost| conn.export.throttle.admit(cost));
         conn.offer(reader);
+        if let Some(waiting) = waiting {
+            conn.park(waiting);
+        }
         conn.execute(request, &mut self.payload);
         conn.release(held);
         if self.payload.len() > KEEP_BUFFER {

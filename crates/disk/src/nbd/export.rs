@@ -9,6 +9,7 @@ use super::{
     negotiate::ExportInfo,
     proto::{Errno, StatusEntry, status},
     request::Limits,
+    throttle::Throttle,
 };
 use crate::{Backend, BlockStatus, ZeroMode};
 
@@ -28,6 +29,7 @@ pub(super) struct Export {
     sector: u64,
     /// Exclusive for writes that read and rewrite partial sectors, shared for all other changes.
     sectors: RwLock<()>,
+    pub throttle: Arc<Throttle>,
 }
 
 /// A range widened to whole sectors.
@@ -52,7 +54,8 @@ fn small(len: u64) -> io::Result<usize> {
 impl Export {
     pub fn new(name: String, description: String, backend: Arc<dyn Backend>, read_only: bool) -> Self {
         let sector = u64::from(backend.sector_size());
-        Self { name, description, backend, read_only, sector, sectors: RwLock::new(()) }
+        let (sectors, throttle) = (RwLock::new(()), Throttle::new());
+        Self { name, description, backend, read_only, sector, sectors, throttle }
     }
 
     fn widen(&self, offset: u64, len: u64) -> Widened {

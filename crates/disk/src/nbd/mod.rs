@@ -12,7 +12,9 @@ mod outbox;
 pub mod proto;
 pub mod request;
 mod server;
+mod throttle;
 
 #[doc(hidden)]
 pub use fuzz::fuzz_nbd;
 pub use server::{BindError, ExportError, ExportSpec, Server, Shutdown};
+pub use throttle::Hurry;

@@ -6,6 +6,7 @@ use super::{
     negotiate::Session,
     proto::{Errno, MAX_PAYLOAD, REQUEST_MAGIC, RequestHead, cmd, cmd_flag},
 };
+use crate::limit::Cost;
 
 /// What the checks need to know about the export at this moment.
 #[derive(Clone, Copy, Debug)]
@@ -59,6 +60,20 @@ pub struct Request {
     pub len: u32,
     /// The effect has to be durable before the reply.
     pub fua: bool,
+}
+
+impl Request {
+    /// What it takes of the disk's limit; `None` for what is not limited. Zeros and trims move no bytes. A flush does not wait: it
+    /// is about writes that were acknowledged, which were paid for.
+    #[must_use]
+    pub fn cost(&self) -> Option<Cost> {
+        let bytes = match self.op {
+            Op::Read { .. } | Op::Write | Op::Cache => self.len.into(),
+            Op::Trim | Op::WriteZeroes { .. } => 0,
+            Op::Flush | Op::BlockStatus { .. } => return None,
+        };
+        Some(Cost { requests: 1, bytes })
+    }
 }
 
 /// What to do with the bytes of a request.

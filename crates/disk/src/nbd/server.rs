@@ -28,8 +28,9 @@ use super::{
     export::Export,
     negotiate::{Catalog, ExportInfo, Negotiation, Session, Step},
     proto::MAX_STRING,
+    throttle::Hurry,
 };
-use crate::Backend;
+use crate::{Backend, RateLimit};
 
 /// A client that does not finish its handshake in this time is cut off.
 const HANDSHAKE: Duration = Duration::from_secs(30);
@@ -212,7 +213,49 @@ impl Server {
             return Err(ExportError::Unknown { name: name.to_owned() });
         };
         drop(state);
-        Ok(self.shared.close(grace, |c| c.export.as_ref().is_some_and(|e| Arc::ptr_eq(e, &export))))
+        Ok(self.shared.close(grace, |_, c| c.export.as_ref().is_some_and(|e| Arc::ptr_eq(e, &export))))
+    }
+
+    /// Closes the connections that an export has now, after their requests in flight are answered: clients that come back learn
+    /// its size anew.
+    ///
+    /// # Errors
+    /// [`ExportError::Unknown`].
+    pub fn renew(&self, name: &str, grace: Duration) -> Result<Shutdown, ExportError> {
+        let state = self.shared.lock();
+        let Some(export) = state.exports.get(name) else {
+            return Err(ExportError::Unknown { name: name.to_owned() });
+        };
+        let is_of = |c: &Connection| c.export.as_ref().is_some_and(|e| Arc::ptr_eq(e, export));
+        let present: Vec<u64> =
+            state.connections.iter().filter(|(_, c)| is_of(c)).map(|(id, _)| *id).collect();
+        drop(state);
+        Ok(self.shared.close(grace, |id, _| present.contains(&id)))
+    }
+
+    /// Limits an export from now on, requests that wait already included. A limit is that of the export: all its
+    /// clients share it.
+    ///
+    /// # Errors
+    /// [`ExportError::Unknown`].
+    pub fn set_limit(&self, name: &str, limit: RateLimit) -> Result<(), ExportError> {
+        let export = self.shared.lock().exports.get(name).cloned();
+        let export = export.ok_or_else(|| ExportError::Unknown { name: name.to_owned() })?;
+        export.throttle.set(limit);
+        Ok(())
+    }
+
+    /// The limit of an export; none is also that of one that does not exist.
+    #[must_use]
+    pub fn limit(&self, name: &str) -> RateLimit {
+        self.shared.lock().exports.get(name).map(|export| export.throttle.limit()).unwrap_or_default()
+    }
+
+    /// Lets all requests go that wait for limits, and those that come, until the result is dropped: for whoever waits until a
+    /// client has no requests in flight.
+    pub fn hurry(&self) -> Hurry {
+        let state = self.shared.lock();
+        Hurry::all(state.exports.values().map(|export| Arc::clone(&export.throttle)).collect())
     }
 
     /// Names of the exports.
@@ -247,7 +290,7 @@ impl Server {
             }
         }
         self.shared.lock().closing = true;
-        self.shared.close(grace, |_| true)
+        self.shared.close(grace, |_, _| true)
     }
 }
 
@@ -353,7 +396,7 @@ impl Shared {
         self.gone.notify_all();
     }
 
-    fn close(&self, grace: Duration, which: impl Fn(&Connection) -> bool) -> Shutdown {
+    fn close(&self, grace: Duration, which: impl Fn(u64, &Connection) -> bool) -> Shutdown {
         // First only the receiving half: requests that arrived are still served and answered.
         self.hang_up(&which, Half::Read);
         if self.wait(grace, &which) == 0 {
@@ -363,11 +406,11 @@ impl Shared {
         Shutdown { cut, stuck: self.wait(grace.max(Duration::from_secs(1)), &which) }
     }
 
-    fn hang_up(&self, which: &impl Fn(&Connection) -> bool, half: Half) -> usize {
+    fn hang_up(&self, which: &impl Fn(u64, &Connection) -> bool, half: Half) -> usize {
         let state = self.lock();
-        let chosen = state.connections.values().filter(|c| which(c));
+        let chosen = state.connections.iter().filter(|(id, c)| which(**id, c));
         chosen
-            .map(|c| {
+            .map(|(_, c)| {
                 let half = if c.export.is_none() { Half::Both } else { half };
                 // Fails only if the client hung up first.
                 let _ = c.stream.shutdown(half);
@@ -376,11 +419,11 @@ impl Shared {
     }
 
     /// Waits for the chosen connections to end; returns how many did not.
-    fn wait(&self, limit: Duration, which: &impl Fn(&Connection) -> bool) -> usize {
+    fn wait(&self, limit: Duration, which: &impl Fn(u64, &Connection) -> bool) -> usize {
         let deadline = Instant::now() + limit;
         let mut state = self.lock();
         loop {
-            let left = state.connections.values().filter(|c| which(c)).count();
+            let left = state.connections.iter().filter(|(id, c)| which(**id, c)).count();
             let time = deadline.saturating_duration_since(Instant::now());
             if left == 0 || time.is_zero() {
                 return left;

@@ -16,6 +16,7 @@ mod leftovers;
 mod merge;
 mod merge_crash;
 mod model;
+mod relocate;
 mod resize;
 mod resize_crash;
 mod shrink;

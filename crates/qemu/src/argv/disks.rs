@@ -4,8 +4,8 @@
 use super::{Args, ArgvError, DriveExport, LaunchFacts, pci, root_bus};
 use crate::paths::RunPaths;
 use backstay_model::{BootDevice, DriveMedia, DriveSlot, DriveSpec, VirtualHardware, VmSpec};
-use serde_json::json;
-use std::collections::{BTreeMap, BTreeSet};
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
 
 /// Seconds a request waits for a server that went away before the guest is stopped: covers a worker's restart.
 const RECONNECT_DELAY_S: u32 = 8;
@@ -51,14 +51,7 @@ pub(super) fn push(
     let bus = root_bus(spec.hardware);
     let mut drives: Vec<&DriveSpec> = spec.drives.iter().collect();
     drives.sort_by_key(|drive| drive.slot);
-    let controllers: BTreeSet<u8> = drives
-        .iter()
-        .filter_map(|drive| match drive.slot {
-            DriveSlot::Scsi { controller, .. } => Some(controller),
-            DriveSlot::Ide { .. } | DriveSlot::Virtio { .. } => None,
-        })
-        .collect();
-    for controller in controllers {
+    for controller in spec.all_scsi_controllers() {
         let addr = pci::SCSI + controller;
         args.option("-device", format!("virtio-scsi-pci,id=scsi{controller},bus={bus},addr={addr:#x}"));
     }
@@ -71,7 +64,9 @@ pub(super) fn push(
             return Err(ArgvError::SectorsOnIde { slot: drive.slot, sector });
         }
         if drive.media != DriveMedia::EmptyOptical {
-            push_nodes(args, drive, paths, &export);
+            for node in nodes(drive, paths, &export) {
+                args.option("-blockdev", node.to_string());
+            }
         }
         let mut text = device(spec, drive, &export, boot.get(&drive.slot).copied());
         if let Some(sector) = sector {
@@ -110,12 +105,12 @@ fn check(spec: &VmSpec, drive: &DriveSpec, export: &DriveExport) -> Result<(), A
     }
 }
 
-fn push_nodes(args: &mut Args, drive: &DriveSpec, paths: &RunPaths, export: &DriveExport) {
+/// The node that speaks NBD, and the one above it.
+fn nodes(drive: &DriveSpec, paths: &RunPaths, export: &DriveExport) -> [Value; 2] {
     // The server acknowledges what has reached the kernel; only a guest's flush has to reach the medium.
     let cache = json!({ "direct": true, "no-flush": false });
     let read_only = export.read_only || is_optical(drive);
-    args.option(
-        "-blockdev",
+    [
         json!({
             "driver": "nbd",
             "node-name": protocol_node(drive.slot),
@@ -126,11 +121,7 @@ fn push_nodes(args: &mut Args, drive: &DriveSpec, paths: &RunPaths, export: &Dri
             "read-only": read_only,
             "discard": "unmap",
             "cache": cache,
-        })
-        .to_string(),
-    );
-    args.option(
-        "-blockdev",
+        }),
         json!({
             "driver": "raw",
             "node-name": format_node(drive.slot),
@@ -138,9 +129,39 @@ fn push_nodes(args: &mut Args, drive: &DriveSpec, paths: &RunPaths, export: &Dri
             "read-only": read_only,
             "discard": "unmap",
             "cache": cache,
-        })
-        .to_string(),
-    );
+        }),
+    ]
+}
+
+/// What makes a disk known to a QEMU that runs: arguments of `blockdev-add`, in this order, and of `device_add`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Plug {
+    /// The nodes, the lower one first.
+    pub nodes: [Value; 2],
+    /// The guest's device: as the one of [`super::command_line`], without a place in the boot order.
+    pub device: Value,
+}
+
+/// How to attach a hard disk to a SCSI controller of a guest that runs; `None` for anything else.
+#[must_use]
+pub fn plug(drive: &DriveSpec, paths: &RunPaths) -> Option<Plug> {
+    let (DriveSlot::Scsi { controller, lun }, DriveMedia::Disk(_)) = (drive.slot, &drive.media) else {
+        return None;
+    };
+    let export = DriveExport { export: drive.slot.export_name(), read_only: false, serial: None };
+    let device = json!({
+        "driver": "scsi-hd",
+        "bus": format!("scsi{controller}.0"),
+        "channel": 0,
+        "scsi-id": 0,
+        "lun": lun,
+        "id": device_id(drive.slot),
+        "serial": drive.slot.export_name(),
+        "drive": format_node(drive.slot),
+        "werror": "stop",
+        "rerror": "stop",
+    });
+    Some(Plug { nodes: nodes(drive, paths, &export), device })
 }
 
 fn device(spec: &VmSpec, drive: &DriveSpec, export: &DriveExport, boot_index: Option<usize>) -> String {
@@ -209,6 +230,35 @@ pub(super) fn boot_index(rank: usize, place: usize) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// A state that is saved with a disk that came while the guest ran is loaded into one that was there from the start.
+    #[test]
+    fn a_disk_is_plugged_in_as_the_command_line_has_it() {
+        let slot = DriveSlot::Scsi { controller: 1, lun: 7 };
+        let drive = DriveSpec::new(slot, DriveMedia::Disk("/a.vhdx".into()));
+        let paths = RunPaths::new("/run/x").unwrap();
+        let plug = plug(&drive, &paths).unwrap();
+        let facts = LaunchFacts::new(super::super::Accel::Tcg);
+        assert_eq!(plug.nodes, nodes(&drive, &paths, &export_of(&drive, &facts)));
+        let json = serde_json::json!({
+            "id": uuid::Uuid::nil(), "name": "x", "memory_mib": 16, "bios_guid": uuid::Uuid::nil(), "machine_type": ""
+        });
+        let spec: VmSpec = serde_json::from_value(json).unwrap();
+        let cold = device(&spec, &drive, &export_of(&drive, &facts), None);
+        let mut cold: Vec<String> = cold.split(',').map(str::to_owned).collect();
+        cold[0].insert_str(0, "driver=");
+        cold.sort();
+        let text = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+        let hot =
+            plug.device.as_object().unwrap().iter().map(|(key, value)| format!("{key}={}", text(value)));
+        let mut hot: Vec<String> = hot.collect();
+        hot.sort();
+        assert_eq!(hot, cold);
+        for other in ["ide:0:0", "virtio:1"] {
+            let drive = DriveSpec::new(other.parse().unwrap(), DriveMedia::Disk("/a.vhdx".into()));
+            assert!(super::plug(&drive, &paths).is_none());
+        }
+    }
 
     #[test]
     fn every_name_leads_back_to_its_slot() {

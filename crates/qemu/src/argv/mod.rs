@@ -10,7 +10,7 @@ mod nics;
 #[cfg(test)]
 mod tests;
 
-pub use disks::{device_id, format_node, protocol_node, slot_of_name};
+pub use disks::{Plug, device_id, format_node, plug, protocol_node, slot_of_name};
 pub use nics::nic_device_id;
 
 use crate::paths::RunPaths;

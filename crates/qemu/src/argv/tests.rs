@@ -15,6 +15,7 @@ fn spec(hardware: VirtualHardware, machine_type: &str) -> VmSpec {
         memory_mib: 16,
         cpu: CpuControl::default(),
         drives: Vec::new(),
+        scsi_controllers: Default::default(),
         nics: Vec::new(),
         boot_order: Vec::new(),
         bios_guid: Uuid::nil(),
@@ -33,7 +34,7 @@ fn refusal(spec: &VmSpec, facts: &LaunchFacts) -> ArgvError {
 }
 
 fn with_drive(mut spec: VmSpec, slot: &str, media: DriveMedia) -> VmSpec {
-    spec.drives.push(DriveSpec { slot: slot.parse().unwrap(), media });
+    spec.drives.push(DriveSpec::new(slot.parse().unwrap(), media));
     spec
 }
 

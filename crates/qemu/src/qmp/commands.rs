@@ -187,6 +187,78 @@ impl Qmp {
         self.ask("query-block").await
     }
 
+    /// Makes a block node.
+    ///
+    /// # Errors
+    /// As [`Qmp::execute`].
+    pub async fn blockdev_add(&self, node: Value) -> Result<(), QmpError> {
+        self.tell("blockdev-add", node).await
+    }
+
+    /// Removes a block node that nothing uses.
+    ///
+    /// # Errors
+    /// As [`Qmp::execute`].
+    pub async fn blockdev_del(&self, node: &str) -> Result<(), QmpError> {
+        self.tell("blockdev-del", json!({ "node-name": node })).await
+    }
+
+    /// Has the guest see another size of a disk. QEMU knows of a larger NBD disk when it has connected anew, which it does with
+    /// the next request: until then it refuses, see [`Qmp::touch`].
+    ///
+    /// # Errors
+    /// As [`Qmp::execute`].
+    pub async fn block_resize(&self, node: &str, size: u64) -> Result<(), QmpError> {
+        self.tell("block_resize", json!({ "node-name": node, "size": size })).await
+    }
+
+    /// Reads the first sector of a node, so that it connects anew where it has to.
+    ///
+    /// # Errors
+    /// As [`Qmp::execute`]; that the read fails is none.
+    pub async fn touch(&self, node: &str) -> Result<(), QmpError> {
+        // There is no other way to have QEMU send a request at once.
+        let line = format!("qemu-io {node} \"read 0 4k\"");
+        self.tell("human-monitor-command", json!({ "command-line": line })).await
+    }
+
+    /// Bytes that a node has, as QEMU knows it; none if there is no such node.
+    ///
+    /// # Errors
+    /// As [`Qmp::execute`].
+    pub async fn node_size(&self, node: &str) -> Result<Option<u64>, QmpError> {
+        let nodes = self.execute("query-named-block-nodes", json!({ "flat": true })).await?;
+        let nodes = nodes.as_array().map(Vec::as_slice).unwrap_or_default();
+        let found = nodes.iter().find(|found| found["node-name"] == node);
+        Ok(found.and_then(|found| found["image"]["virtual-size"].as_u64()))
+    }
+
+    /// Plugs a device in.
+    ///
+    /// # Errors
+    /// As [`Qmp::execute`].
+    pub async fn device_add(&self, device: Value) -> Result<(), QmpError> {
+        self.tell("device_add", device).await
+    }
+
+    /// Asks for a device to go; it is gone when `DEVICE_DELETED` comes, for which a guest may have to do something.
+    ///
+    /// # Errors
+    /// As [`Qmp::execute`].
+    pub async fn device_del(&self, id: &str) -> Result<(), QmpError> {
+        self.tell("device_del", json!({ "id": id })).await
+    }
+
+    /// Whether a guest device with a medium has that id.
+    ///
+    /// # Errors
+    /// As [`Qmp::execute`].
+    pub async fn has_drive(&self, id: &str) -> Result<bool, QmpError> {
+        // An id, or the path of the device behind it in the tree of objects.
+        let is = |device: &BlockDevice| device.qdev.split('/').any(|part| part == id);
+        Ok(self.query_block().await?.iter().any(is))
+    }
+
     /// Writes the screen as PNG. QEMU writes the file itself, so its user must be allowed to.
     ///
     /// # Errors

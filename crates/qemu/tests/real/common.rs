@@ -23,6 +23,7 @@ pub fn spec(name: &str) -> VmSpec {
         memory_mib: 16,
         cpu: CpuControl::default(),
         drives: Vec::new(),
+        scsi_controllers: Default::default(),
         nics: Vec::new(),
         boot_order: Vec::new(),
         bios_guid: Uuid::from_u128(0xb105),
@@ -37,7 +38,7 @@ pub fn spec(name: &str) -> VmSpec {
 }
 
 pub fn disk(slot: &str) -> DriveSpec {
-    DriveSpec { slot: slot.parse().unwrap(), media: DriveMedia::Disk(format!("/vm/{slot}.vhd").into()) }
+    DriveSpec::new(slot.parse().unwrap(), DriveMedia::Disk(format!("/vm/{slot}.vhd").into()))
 }
 
 /// A child process that ends with the test.

@@ -21,7 +21,7 @@ fn folder() -> PathBuf {
 }
 
 fn media(slot: &str, media: DriveMedia) -> DriveSpec {
-    DriveSpec { slot: slot.parse().unwrap(), media }
+    DriveSpec::new(slot.parse().unwrap(), media)
 }
 
 fn nic(n: u8, model: NicModel, attachment: NicAttachment) -> NicSpec {

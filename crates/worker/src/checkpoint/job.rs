@@ -220,6 +220,8 @@ impl Job {
             // Stopping the guest flushes its disks: what is dirty now need not be waited for then.
             self.on_disks(|disks, _| disks.flush()).await?;
         }
+        // Requests that wait for their disk's limit would keep the guest from being stopped, or make its pause longer.
+        let hurry = self.disks.hurry();
         let mut watch = StopWatch::start();
         if self.plan.running {
             self.qmp.stop().await.map_err(qemu("stop the guest"))?;
@@ -235,6 +237,7 @@ impl Job {
         watch.lap("first page");
         if self.plan.resume {
             self.qmp.cont().await.map_err(qemu("continue the guest"))?;
+            drop(hurry);
             watch.lap("continue");
             done.resumed = true;
             self.note_pause(&mut events);
@@ -266,6 +269,7 @@ impl Job {
     ) -> Result<(Written, i64), JobError> {
         let mut events = self.qmp.events();
         if self.plan.running && !self.plan.resume {
+            let _hurry = self.disks.hurry();
             self.qmp.stop().await.map_err(qemu("stop the guest"))?;
         }
         let path = done.memory.as_ref().map(Fresh::path).unwrap_or(&self.plan.memory_file);

@@ -30,7 +30,10 @@ pub fn hardware(spec: &VmSpec, accel: Accel) -> Hardware {
         };
         format!("nic {index} {model}")
     });
-    let mut devices: Vec<_> = drives.chain(cards).collect();
+    // One with a drive is not told apart, as former versions did.
+    let used = |controller: &u8| spec.drives.iter().any(|d| d.slot.scsi_controller() == Some(*controller));
+    let empty = spec.scsi_controllers.iter().filter(|c| !used(c)).map(|c| format!("scsi controller {c}"));
+    let mut devices: Vec<_> = drives.chain(cards).chain(empty).collect();
     devices.sort();
     Hardware {
         machine_type: spec.machine_type.clone(),

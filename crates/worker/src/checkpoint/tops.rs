@@ -72,6 +72,18 @@ impl Tops {
         durable::swap_json(path, &all)
     }
 
+    /// Forgets the steps of a disk that was attached at a place: another one comes there, or none.
+    ///
+    /// # Errors
+    /// As the file system; the file is as before then.
+    pub fn forget(path: &Path, slot: DriveSlot) -> io::Result<()> {
+        let mut all = Self::read(path)?;
+        if all.0.remove(&slot).is_some() {
+            durable::swap_json(path, &all)?;
+        }
+        Ok(())
+    }
+
     /// Today's top of a disk whose configuration names `configured`.
     ///
     /// # Errors

@@ -42,6 +42,13 @@ impl Owner {
             Request::MergeRate { upper, rate } => self.change_merge(&upper, |control| control.set_rate(rate)),
             Request::CancelMerge { upper } => self.change_merge(&upper, MergeControl::cancel),
             Request::SetProcessors(order) => return self.set_processors(order, reply),
+            Request::SetDiskLimits { limits } => self.set_disk_limits(&limits),
+            Request::AddDisk { drive } => return self.add_disk(drive, reply),
+            Request::RemoveDisk { slot } => return self.remove_disk(slot, reply),
+            Request::MoveDisk { slot, to } => self.move_disk(slot, to),
+            Request::MoveStatus { to } => Ok(Reply::Move(self.move_status(&to))),
+            Request::CancelMove { to } => self.cancel_move(&to),
+            Request::GrowDisk { slot, size } => return self.grow_disk(slot, size, reply),
             Request::Disks => return self.disks(reply),
             Request::DiskMap { slot, top_only, offset, limit } => {
                 return self.look_into(slot, reply, move |disk| {
@@ -127,8 +134,8 @@ impl Owner {
     }
 
     fn disks(&self, reply: ReplyTo) {
-        let disks = Arc::clone(&self.disks);
-        tokio::task::spawn_blocking(move || reply.send(Ok(Reply::Disks { disks: disks.status() })));
+        let (disks, removed) = (Arc::clone(&self.disks), self.instance.removed.iter().copied().collect());
+        tokio::task::spawn_blocking(move || reply.send(Ok(Reply::Disks { disks: disks.status(), removed })));
     }
 
     fn look_into(

@@ -80,6 +80,10 @@ impl Owner {
         let Some(qmp) = self.qmp() else {
             return drop(reply.send(refuse(PlanError::State.to_string())));
         };
+        if self.is_plugging() || self.is_moving() {
+            let words = "a disk is being attached, detached or moved: try again when that is done";
+            return drop(reply.send(refuse(words)));
+        }
         if matches!(wish, Wish::Save(_)) && self.keeps_saved_state() {
             let words = "the guest has not run since its saved memory was loaded, and that is still on disk: turn it off, \
                          and it is saved as before";

@@ -39,12 +39,18 @@ impl Owner {
         }
         // Of a machine that may have run nothing is loaded twice.
         let spent = self.instance.ran && self.record.restore.as_ref().is_some_and(|from| from.once);
-        self.instance = Instance { ran: spent, processors: self.instance.processors, ..Instance::default() };
+        self.instance = Instance {
+            ran: spent,
+            processors: self.instance.processors,
+            removed: std::mem::take(&mut self.instance.removed),
+            ..Instance::default()
+        };
         self.begin_start("starting");
     }
 
     pub(super) fn begin_start(&mut self, reason: &str) {
         self.set_state(self.life.state(), reason);
+        self.drop_plug();
         // Only if the guest has not run since.
         let restore = self.state_to_load();
         self.instance.accelerator = self.accel.accel.as_str().into();
@@ -108,7 +114,8 @@ impl Owner {
 
     fn talk_by(&mut self, qmp: &Qmp) {
         self.guest_events = Some(qmp.events());
-        self.commander = Some(super::Commander::start(qmp.clone(), self.done_sender.clone()));
+        self.commander =
+            Some(super::Commander::start(qmp.clone(), Arc::clone(&self.disks), self.done_sender.clone()));
     }
 
     pub(super) fn let_go(&mut self) {
@@ -144,6 +151,8 @@ impl Owner {
         self.tell(WorkerEvent::Adopted { qemu_pid: pid });
         self.confine();
         self.clean_up_after_job(Some(&qmp)).await;
+        self.settle_plug(&qmp).await;
+        self.settle_sizes(&qmp);
         if self.saved.is_some() {
             // All that was left to do is its end.
             if let Some(machine) = self.machine.clone() {
@@ -170,6 +179,7 @@ impl Owner {
     pub(super) async fn ended(&mut self, reason: ExitReason) {
         self.read_last_words().await;
         self.end_save().await;
+        self.end_plug().await;
         self.let_go();
         let orderly = match reason {
             ExitReason::Unknown => last_exit(&self.run) == LastExit::InOrder,

@@ -5,6 +5,7 @@ use crate::control::{MergeOutcome, MergeRequest, Reply, WorkerEvent};
 use crate::disks::DisksError;
 use crate::report::chain_of;
 use backstay_disk::{MergeControl, MergeError, Merged};
+use backstay_model::DriveSlot;
 use std::path::Path;
 use std::sync::Arc;
 use tokio::task::{JoinError, JoinHandle};
@@ -40,6 +41,9 @@ impl Owner {
             let busy = active.request.upper.display();
             return refuse(format!("{busy} is being merged: wait for that, or cancel it"));
         }
+        if self.is_moving() {
+            return refuse("a disk is being moved: try again when that is done");
+        }
         let disk = match self.disks.disk(request.slot) {
             Ok(disk) => disk,
             Err(error) => return refuse(error.to_string()),
@@ -50,6 +54,11 @@ impl Owner {
         let task = tokio::task::spawn_blocking(move || disk.merge_layer(&work.upper, &work.children, &how));
         let active = self.merge.insert(ActiveMerge { request, control, task });
         Ok(Reply::Merge(active.outcome()))
+    }
+
+    /// Whether files of a disk are being merged.
+    pub(super) fn merges(&self, slot: DriveSlot) -> bool {
+        self.merge.as_ref().is_some_and(|active| active.request.slot == slot)
     }
 
     pub(super) fn merge_status(&self, upper: &Path) -> MergeOutcome {

@@ -12,8 +12,12 @@
 
 mod calls;
 mod checkpoints;
+mod grow;
+mod hardware;
 mod machine;
 mod merge;
+mod plug;
+mod relocate;
 mod saved;
 mod select;
 mod space;
@@ -23,7 +27,8 @@ use crate::checkpoint::job::Progress;
 use crate::checkpoint::plan::Plan;
 use crate::console::SerialPort;
 use crate::control::{
-    CheckpointOutcome, LaunchRecord, MergeOutcome, Reply, WorkerError, WorkerErrorCode, WorkerEvent,
+    CheckpointOutcome, LaunchRecord, MergeOutcome, MoveOutcome, Reply, WorkerError, WorkerErrorCode,
+    WorkerEvent,
 };
 use crate::disks::DiskSet;
 use crate::events::Spool;
@@ -52,6 +57,7 @@ use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
+pub use plug::Plugging;
 pub(crate) use select::{terminate_signal, terminated};
 
 type Answer = Result<Reply, WorkerError>;
@@ -152,6 +158,10 @@ pub struct Owner {
     job: Option<ActiveJob>,
     outcomes: HashMap<CheckpointId, CheckpointOutcome>,
     merge: Option<merge::ActiveMerge>,
+    plug: Option<plug::ActivePlug>,
+    moving: Option<relocate::ActiveMove>,
+    /// How the last move ended.
+    moved: Option<(PathBuf, MoveOutcome)>,
     /// How the last merge ended.
     merged: HashMap<PathBuf, MergeOutcome>,
     terminate: Option<Signal>,
@@ -223,6 +233,9 @@ impl Owner {
             job: None,
             outcomes,
             merge: None,
+            plug: None,
+            moving: None,
+            moved: None,
             merged: HashMap::new(),
             terminate: select::terminate_signal(),
             end: None,
@@ -294,9 +307,11 @@ impl Owner {
 
     /// The machine is over: closes the disks, tells everyone, ends the worker.
     async fn finish(&mut self, state: VmState, reason: &str) {
+        self.end_plug().await;
         self.let_go();
         self.end_job().await;
         self.end_merge().await;
+        self.end_move().await;
         self.processors.remove().await;
         let disks = Arc::clone(&self.disks);
         let files = disks.files();
@@ -326,8 +341,10 @@ impl Owner {
 
     /// Another worker takes over: closes the disks and leaves QEMU alone.
     async fn hand_over(&mut self) {
+        self.leave_plug();
         self.end_job().await;
         self.end_merge().await;
+        self.end_move().await;
         let disks = Arc::clone(&self.disks);
         let _ = tokio::task::spawn_blocking(move || disks.close()).await;
         self.end = Some(End::HandOver);

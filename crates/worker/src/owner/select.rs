@@ -29,6 +29,9 @@ pub(super) enum Event {
     JobRunning,
     JobDone(CheckpointOutcome),
     MergeDone(super::merge::MergeEnd),
+    MoveDone(super::relocate::MoveEnd),
+    /// A disk came or went, or did not.
+    Plugged(super::plug::PlugEnd),
     CommandDone(Done),
     Reconnected(Option<Qmp>),
     /// It is time to look at the volumes.
@@ -73,6 +76,10 @@ impl Owner {
                 }))
             }
             merged = wait_for(self.merge.as_mut().map(|merge| &mut merge.task)) => Event::MergeDone(merged),
+            moved = wait_for(self.moving.as_mut().map(|moving| &mut moving.task)) => Event::MoveDone(moved),
+            plugged = wait_for(self.plug.as_mut().map(|plug| &mut plug.task)) => {
+                Event::Plugged(super::plug::ended(plugged))
+            }
             started = wait_for(self.starting.as_mut().map(|starting| &mut starting.task)) => {
                 Event::Started(started.unwrap_or(Err(StartError::Cancelled)))
             }
@@ -100,6 +107,8 @@ impl Owner {
             Event::JobRunning => self.job_running().await,
             Event::JobDone(outcome) => self.job_done(outcome).await,
             Event::MergeDone(end) => self.merge_done(end),
+            Event::MoveDone(end) => self.move_done(end),
+            Event::Plugged(end) => self.plugged(end),
             Event::CommandDone(done) => self.command_done(done).await,
             Event::Reconnected(qmp) => self.reconnected(qmp).await,
             Event::Look => self.begin_look(),

@@ -2,12 +2,14 @@
 
 use super::{Owner, ReplyTo};
 use crate::control::WorkerEvent;
+use crate::disks::DiskSet;
 use crate::start::last_words;
 use backstay_model::VmState;
 use backstay_qemu::argv::slot_of_name;
 use backstay_qemu::lifecycle::{Command, Effect, Event as Life, UserRequest, step};
 use backstay_qemu::qmp::{Qmp, QmpError, QmpEvent, RunState};
 use std::collections::VecDeque;
+use std::sync::Arc;
 use tokio::sync::mpsc;
 
 /// What came of a command.
@@ -37,13 +39,13 @@ pub(super) struct Commander {
 }
 
 impl Commander {
-    pub(super) fn start(qmp: Qmp, done: mpsc::UnboundedSender<Done>) -> Self {
+    pub(super) fn start(qmp: Qmp, disks: Arc<DiskSet>, done: mpsc::UnboundedSender<Done>) -> Self {
         let (orders, mut queue) = mpsc::unbounded_channel();
         tokio::spawn(async move {
             while let Some(order) = queue.recv().await {
                 let answer = match order {
                     Order::Command(command, reply) => {
-                        let result = send(&qmp, command).await;
+                        let result = send(&qmp, &disks, command).await;
                         Some(Done::Command { result, reply })
                     }
                     Order::Query => qmp.query_status().await.ok().map(|info| Done::Status(info.status)),
@@ -69,7 +71,9 @@ impl Commander {
     }
 }
 
-async fn send(qmp: &Qmp, command: Command) -> Result<(), QmpError> {
+async fn send(qmp: &Qmp, disks: &DiskSet, command: Command) -> Result<(), QmpError> {
+    // All others wait until no disk request is in flight.
+    let _hurry = if command == Command::Cont { None } else { disks.hurry() };
     match command {
         Command::Cont => qmp.cont().await,
         Command::Stop => qmp.stop().await,
@@ -203,6 +207,9 @@ impl Owner {
     pub(super) async fn guest_event(&mut self, event: &QmpEvent) {
         if event.name == "RESET" {
             self.confine();
+        }
+        if event.name == "DEVICE_DELETED" {
+            self.device_deleted(event);
         }
         if let Some(event) = Life::from_qmp(event) {
             return self.feed(event).await;

@@ -91,7 +91,7 @@ impl Vm {
                 disk.write(0, &microguest_code().unwrap()).unwrap();
                 disk.close().unwrap();
             }
-            drives.push(DriveSpec { slot: *slot, media: DriveMedia::Disk(path) });
+            drives.push(DriveSpec::new(*slot, DriveMedia::Disk(path)));
         }
         let spec = VmSpec {
             id: VmId(Uuid::new_v4()),
@@ -101,6 +101,7 @@ impl Vm {
             memory_mib: 16,
             cpu: CpuControl::default(),
             drives,
+            scsi_controllers: Default::default(),
             nics: vec![],
             boot_order: vec![],
             bios_guid: Uuid::new_v4(),

@@ -2,9 +2,11 @@
 
 use super::files::options;
 use super::in_use;
-use crate::context::Context;
+use crate::context::{Context, absolute};
 use crate::exit::Fail;
 use crate::output;
+use crate::tasks::{self, ChangeArgs};
+use backstay_api::{DiskResize, Task};
 use backstay_disk::fs::HostFs;
 use backstay_disk::{NewSize, ResizeError, ResizePlan, plan_resize, resize_offline};
 use backstay_model::ByteSize;
@@ -14,7 +16,7 @@ use std::path::PathBuf;
 /// Arguments.
 #[derive(Debug, Args)]
 #[command(
-    long_about = "Make a disk larger or smaller, in its file. For files that no virtual machine uses. What is new reads as zeros; the \
+    long_about = "Make a disk larger or smaller, in its file. A disk that a running machine writes to becomes larger only, and its guest is told. What is new reads as zeros; the \
                   partitions and file systems inside stay as they are and are made larger by the system in the machine. A disk \
                   becomes smaller only over space that is not in use: down to the end of its last partition, or, without a \
                   partition table, to its last byte that is not zero; the copy of a GUID partition table is moved along. A \
@@ -24,7 +26,7 @@ use std::path::PathBuf;
                        backstay disk resize web.vhdx --minimum"
 )]
 pub struct ResizeArgs {
-    /// The disk; nobody may have it open
+    /// The disk
     #[arg(value_hint = ValueHint::FilePath)]
     path: PathBuf,
     /// The new size, as 80G
@@ -51,15 +53,37 @@ pub fn run(context: &Context, args: &ResizeArgs) -> anyhow::Result<()> {
         "delete the checkpoint first, or resize the disk that was made on it",
     )?;
     if args.dry_run {
-        let plan = plan_resize(&host, &args.path, size, &options(true)).map_err(refused)?;
-        return output::print(&plan.to_string());
+        let plan = plan_resize(&host, &args.path, size, &options(true)).map_err(refused);
+        return match plan {
+            Ok(plan) => output::print(&plan.to_string()),
+            Err(error) => by_machine(context, args, error),
+        };
     }
-    let plan = resize_offline(&host, &args.path, size, &options(false)).map_err(refused)?;
+    let plan = match resize_offline(&host, &args.path, size, &options(false)).map_err(refused) {
+        Ok(plan) => plan,
+        Err(error) => return by_machine(context, args, error),
+    };
     context.note(told(&plan));
     if plan.new > plan.old {
         context.note("the system in the machine makes its partitions larger; one that uses a GUID partition table says that its copy is not at the end and moves it");
     }
     Ok(())
+}
+
+/// Has the machine that writes to the disk make it larger, if that is why it cannot be done here.
+fn by_machine(context: &Context, args: &ResizeArgs, refused: anyhow::Error) -> anyhow::Result<()> {
+    let Some(ByteSize(size)) = args.size else { return Err(refused) };
+    in_use::from_daemon(context, refused, async {
+        let client = context.client()?;
+        let body = DiskResize { path: absolute(&args.path)?, size };
+        let change = ChangeArgs { dry_run: args.dry_run, no_wait: false, timeout: None };
+        let outcome = client.resize_disk(&body, &change.options()).await?;
+        let path = args.path.display();
+        let done = |task: &Task| {
+            format!("{path} has {} now, and '{}' goes on", output::size(size), task.object.name)
+        };
+        tasks::finish(context, &client, outcome, &change, done).await.map(drop)
+    })
 }
 
 fn told(plan: &ResizePlan) -> String {

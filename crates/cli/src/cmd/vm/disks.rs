@@ -3,6 +3,7 @@
 use crate::context::Context;
 use crate::output::{self, Column};
 use backstay_api::VmDisk;
+use backstay_model::IoLimit;
 use clap::Args;
 
 /// Arguments.
@@ -12,10 +13,11 @@ pub struct DisksArgs {
     vm: String,
 }
 
-const COLUMNS: [Column<VmDisk>; 8] = [
+const COLUMNS: [Column<VmDisk>; 9] = [
     Column::new("SLOT", |disk| disk.slot.to_string()),
     Column::new("SIZE", |disk| disk.size.map(output::size).unwrap_or_default()),
     Column::new("LAYERS", |disk| disk.chain.len().to_string()),
+    Column::new("LIMIT", |disk| disk.limit.map(|l| IoLimit::from(l).to_string()).unwrap_or_default()),
     Column::new("FILE", |disk| disk.path.display().to_string()),
     Column::wide("READS", |disk| disk.stats.map(|s| s.reads.to_string()).unwrap_or_default()),
     Column::wide("WRITES", |disk| disk.stats.map(|s| s.writes.to_string()).unwrap_or_default()),

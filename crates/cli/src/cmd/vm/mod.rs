@@ -6,6 +6,7 @@ mod create;
 mod delete;
 mod disks;
 mod list;
+mod move_disk;
 mod power;
 mod register;
 mod rename;
@@ -61,6 +62,8 @@ pub enum VmCommand {
     Unregister(unregister::UnregisterArgs),
     /// The machine's disks with their chains
     Disks(disks::DisksArgs),
+    /// Move a disk's file to another folder or file system
+    MoveDisk(move_disk::MoveDiskArgs),
     /// Connect this terminal to the machine's serial port
     Console(console::ConsoleArgs),
     /// Save a picture of the machine's screen
@@ -92,6 +95,7 @@ impl VmCommand {
                 Self::Register(args) => register::run(context, &args).await,
                 Self::Unregister(args) => unregister::run(context, &args).await,
                 Self::Disks(args) => disks::run(context, &args).await,
+                Self::MoveDisk(args) => move_disk::run(context, &args).await,
                 Self::Console(args) => console::run(context, &args).await,
                 Self::Screenshot(args) => screenshot::run(context, &args).await,
             }

@@ -4,7 +4,9 @@ use super::show::processors;
 use crate::context::{Context, absolute};
 use crate::exit::Fail;
 use crate::tasks::{self, ChangeArgs, parse_duration};
-use backstay_api::{Compat, DiskType, DriveKind, DriveRequest, NewDisk, NicRequest, VmUpdate};
+use backstay_api::{
+    Compat, DiskLimitChange, DiskType, DriveKind, DriveRequest, NewDisk, NicRequest, VmUpdate,
+};
 use backstay_model::{
     AccelPolicy, BootDevice, ByteSize, DriveSlot, HostStartAction, HostStopAction, MacAddress, NicId,
     NicModel, RecoveryAction,
@@ -16,11 +18,13 @@ use std::time::Duration;
 /// Arguments.
 #[derive(Debug, Args)]
 #[command(
-    long_about = "Change settings, attach and detach drives and network cards. What is not named stays. Notes and the \
-                  processors' reserve, limit and weight can be changed at any time, and act at once; everything \
-                  else needs the machine off.",
+    long_about = "Change settings, attach and detach drives and network cards. What is not named stays. Notes, limits of \
+                  disks and the processors' reserve, limit and weight can be changed at any time, and act at once; \
+                  hard disks on SCSI are attached and detached while the machine runs too. Everything else needs it \
+                  off.",
     after_long_help = "Examples:\n  backstay vm set web --cpus 4 --cpu-limit 75\n  backstay vm set web --disk scsi:0:1=data.vhd\n  \
-                       backstay vm set web --remove-drive ide:1:0"
+                       backstay vm set web --remove-drive ide:1:0\n  \
+                       backstay vm set web --disk-limit scsi:0:1=iops:500,rate:20M"
 )]
 pub struct SetArgs {
     /// Name or GUID
@@ -32,9 +36,12 @@ pub struct SetArgs {
     settings: SettingArgs,
     #[command(flatten)]
     devices: DeviceArgs,
-    /// Detach the drive in this place; its file stays
+    /// Detach the drive in this place; its file stays. A guest that runs is not asked: unmount the disk there first
     #[arg(long, value_name = "SLOT")]
     remove_drive: Vec<DriveSlot>,
+    /// Limit the disk in this place, reads and writes together: iops:N per second, rate:SIZE per second, or none
+    #[arg(long, value_name = "SLOT=LIMIT", value_parser = parse_limit)]
+    disk_limit: Vec<DiskLimitChange>,
     /// Remove the network card with this GUID
     #[arg(long, value_name = "GUID")]
     remove_nic: Vec<NicId>,
@@ -215,6 +222,33 @@ pub fn parse_memory(text: &str) -> Result<u64, String> {
     Ok(bytes >> 20)
 }
 
+/// `scsi:0:1=iops:500,rate:20M`; what is not named stays, `none` takes a limit away.
+fn parse_limit(text: &str) -> Result<DiskLimitChange, String> {
+    let wrong = || {
+        format!(
+            "'{text}' is no limit: write SLOT=iops:500,rate:20M, one of both, or SLOT=none, for example scsi:0:1=iops:500"
+        )
+    };
+    let (slot, limits) = text.split_once('=').ok_or_else(wrong)?;
+    let slot: DriveSlot = slot.parse().map_err(|e: backstay_model::ParseSlotError| e.to_string())?;
+    let mut change = DiskLimitChange { slot, iops: None, bytes_per_second: None };
+    for part in limits.split(',') {
+        match part.split_once(':') {
+            Some(("iops", "none")) => change.iops = Some(0),
+            Some(("iops", number)) => change.iops = Some(number.parse().map_err(|_| wrong())?),
+            Some(("rate", "none")) => change.bytes_per_second = Some(0),
+            Some(("rate", size)) => {
+                change.bytes_per_second = Some(size.parse::<ByteSize>().map_err(|e| e.to_string())?.0);
+            }
+            None if part == "none" && limits == "none" => {
+                (change.iops, change.bytes_per_second) = (Some(0), Some(0));
+            }
+            _ => return Err(wrong()),
+        }
+    }
+    Ok(change)
+}
+
 impl SettingArgs {
     fn names_processors(&self) -> bool {
         self.cpus.or(self.cpu_reserve).or(self.cpu_limit).or(self.cpu_weight).is_some()
@@ -316,6 +350,7 @@ pub async fn run(context: &Context, args: &SetArgs) -> anyhow::Result<()> {
         start_delay_s: settings.start_delay_s(),
         start_order: settings.start_order,
         compat: args.devices.compat.map(Into::into),
+        disk_limits: args.disk_limit.clone(),
         add_drives: args.devices.drives()?,
         remove_drives: args.remove_drive.clone(),
         add_nics: args.devices.nics(),
@@ -349,6 +384,26 @@ mod tests {
         );
         assert_eq!(split_slot("/a=b.vhd"), (None, "/a=b.vhd"));
         assert_eq!(split_slot("a.vhd"), (None, "a.vhd"));
+    }
+
+    #[test]
+    fn limits_name_what_they_change() {
+        let limit = |text| parse_limit(text).map(|l| (l.slot.to_string(), l.iops, l.bytes_per_second));
+        let slot = || "scsi:0:1".to_owned();
+        assert_eq!(limit("scsi:0:1=iops:500,rate:20M"), Ok((slot(), Some(500), Some(20 << 20))));
+        assert_eq!(limit("scsi:0:1=rate:20M"), Ok((slot(), None, Some(20 << 20))));
+        assert_eq!(limit("scsi:0:1=iops:none"), Ok((slot(), Some(0), None)));
+        assert_eq!(limit("scsi:0:1=none"), Ok((slot(), Some(0), Some(0))));
+        for wrong in [
+            "scsi:0:1",
+            "scsi:0:1=",
+            "scsi:0:1=500",
+            "scsi:0:1=iops:x",
+            "scsi:9:1=none",
+            "scsi:0:1=none,iops:5",
+        ] {
+            assert!(limit(wrong).is_err(), "{wrong}");
+        }
     }
 
     #[test]

@@ -4,7 +4,7 @@ use super::list::{generation, memory, uptime};
 use crate::context::Context;
 use crate::output;
 use backstay_api::{Nic, Vm};
-use backstay_model::CpuControl;
+use backstay_model::{CpuControl, IoLimit};
 use clap::Args;
 
 /// Arguments.
@@ -41,7 +41,8 @@ fn facts(vm: &Vm) -> Vec<(&'static str, String)> {
         .iter()
         .map(|d| {
             let path = d.path.as_ref().map(|p| p.display().to_string()).unwrap_or_default();
-            format!("{}  {}  {path}", d.slot, word(d.kind)).trim_end().to_owned()
+            let limit = d.limit.map(|l| format!("  limit {}", IoLimit::from(l))).unwrap_or_default();
+            format!("{}  {}  {path}{limit}", d.slot, word(d.kind)).trim_end().to_owned()
         })
         .collect();
     let blocked: Vec<String> = vm.blocked.iter().map(|b| format!("{}: {}", b.verb, b.reason)).collect();
@@ -55,6 +56,7 @@ fn facts(vm: &Vm) -> Vec<(&'static str, String)> {
         ("Memory", memory(vm.memory_mib)),
         ("Processors", processors(vm)),
         ("Drives", drives.join("\n")),
+        ("SCSI controllers", vm.scsi_controllers.iter().map(u8::to_string).collect::<Vec<_>>().join(", ")),
         ("Network cards", vm.nics.iter().map(nic).collect::<Vec<_>>().join("\n")),
         ("Boot order", boot.join(", ")),
         ("Machine type", vm.machine_type.clone()),

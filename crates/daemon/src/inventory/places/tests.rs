@@ -13,7 +13,7 @@ fn config(home: Option<&Path>, disk: &Path) -> VmConfig {
         "boot_order": ["hard-drive"], "machine_type": "pc"
     });
     let mut spec: backstay_model::VmSpec = serde_json::from_value(spec).unwrap();
-    spec.drives = vec![DriveSpec { slot: SLOT, media: DriveMedia::Disk(disk.into()) }];
+    spec.drives = vec![DriveSpec::new(SLOT, DriveMedia::Disk(disk.into()))];
     let mut config = VmConfig::new(&spec, 0).unwrap();
     if let Some(home) = home {
         set_home(&mut config, home);

@@ -1,0 +1,150 @@
+//! A file whose every change is made to a second one too.
+
+use crate::fs::{DiskFile, FileId, LockKind};
+use backstay_vhd::Storage;
+use std::{
+    io,
+    sync::{Arc, Mutex, PoisonError, RwLock},
+};
+
+/// Reads come from the old file, which stays the only one that counts: what goes wrong with the new one ends its being kept alike,
+/// and nobody else notices.
+#[derive(Debug)]
+pub(super) struct Mirror {
+    old: Arc<dyn DiskFile>,
+    new: Arc<dyn DiskFile>,
+    /// Shared by every change, alone for a piece that is copied: between its reading and its writing nothing changes.
+    turn: RwLock<()>,
+    broken: Mutex<Option<io::Error>>,
+}
+
+impl Mirror {
+    pub(super) fn new(old: Arc<dyn DiskFile>, new: Arc<dyn DiskFile>) -> Self {
+        Self { old, new, turn: RwLock::new(()), broken: Mutex::new(None) }
+    }
+
+    pub(super) fn old(&self) -> &Arc<dyn DiskFile> {
+        &self.old
+    }
+
+    pub(super) fn target(&self) -> &Arc<dyn DiskFile> {
+        &self.new
+    }
+
+    /// Why the new file is not like the old one any more; tells it once.
+    pub(super) fn failure(&self) -> Option<io::Error> {
+        self.broken.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    fn is_broken(&self) -> bool {
+        self.broken.lock().unwrap_or_else(PoisonError::into_inner).is_some()
+    }
+
+    /// Copies a range. Changes of the file wait meanwhile, so it should be short.
+    pub(super) fn copy(&self, offset: u64, buf: &mut [u8]) -> Result<(), CopyError> {
+        let _alone = self.turn.write().unwrap_or_else(PoisonError::into_inner);
+        // It may have become shorter.
+        let len = self.old.len().map_err(CopyError::Read)?;
+        let there = usize::try_from(len.saturating_sub(offset)).unwrap_or(usize::MAX).min(buf.len());
+        let buf = &mut buf[..there];
+        self.old.read_at(buf, offset).map_err(CopyError::Read)?;
+        self.new.write_at(buf, offset).map_err(CopyError::Write)
+    }
+
+    /// Gives the new file the length of the old one.
+    pub(super) fn copy_len(&self) -> Result<(), CopyError> {
+        let _alone = self.turn.write().unwrap_or_else(PoisonError::into_inner);
+        let len = self.old.len().map_err(CopyError::Read)?;
+        self.new.set_len(len).map_err(CopyError::Write)
+    }
+
+    fn both(&self, change: impl Fn(&dyn DiskFile) -> io::Result<()>) -> io::Result<()> {
+        let _shared = self.turn.read().unwrap_or_else(PoisonError::into_inner);
+        change(self.old.as_ref())?;
+        if !self.is_broken()
+            && let Err(error) = change(self.new.as_ref())
+        {
+            *self.broken.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
+        }
+        Ok(())
+    }
+}
+
+/// Which side of a copy failed.
+pub(super) enum CopyError {
+    Read(io::Error),
+    Write(io::Error),
+}
+
+impl Storage for Mirror {
+    fn len(&self) -> io::Result<u64> {
+        self.old.len()
+    }
+
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
+        self.old.read_at(buf, offset)
+    }
+
+    fn try_read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
+        self.old.try_read_at(buf, offset)
+    }
+
+    fn write_at(&self, buf: &[u8], offset: u64) -> io::Result<()> {
+        self.both(|file| file.write_at(buf, offset))
+    }
+
+    fn zero_range(&self, offset: u64, len: u64) -> io::Result<()> {
+        self.both(|file| match file.len()? {
+            // What the new file does not have yet is copied later, as it is then.
+            end if offset >= end => Ok(()),
+            end => file.zero_range(offset, len.min(end - offset)),
+        })
+    }
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        self.both(|file| file.set_len(len))
+    }
+
+    fn allocate(&self, offset: u64, len: u64) -> io::Result<()> {
+        let _shared = self.turn.read().unwrap_or_else(PoisonError::into_inner);
+        self.old.allocate(offset, len)?;
+        // Only that later writes do not run out of space depends on it, and those to the new file may.
+        let _hint = self.new.allocate(offset, len);
+        Ok(())
+    }
+
+    fn flush(&self) -> io::Result<()> {
+        // The new file counts from the moment when it has its name, and is flushed before.
+        self.old.flush()
+    }
+
+    fn next_data(&self, offset: u64) -> io::Result<Option<u64>> {
+        self.old.next_data(offset)
+    }
+
+    fn next_hole(&self, offset: u64) -> io::Result<u64> {
+        self.old.next_hole(offset)
+    }
+}
+
+impl DiskFile for Mirror {
+    fn id(&self) -> FileId {
+        self.old.id()
+    }
+
+    fn lock(&self, kind: LockKind) -> io::Result<()> {
+        self.old.lock(kind)
+    }
+
+    fn unlock(&self) -> io::Result<()> {
+        self.old.unlock()
+    }
+
+    fn punches(&self) -> bool {
+        self.old.punches()
+    }
+
+    fn start_writeback(&self, offset: u64, len: u64) {
+        self.old.start_writeback(offset, len);
+    }
+}

@@ -1,0 +1,343 @@
+//! Moving the top file of a disk in use to another folder or file system.
+//!
+//! ```text
+//!  mirror     the top is opened again with a file that writes to two                 requests wait for milliseconds
+//!  copy       the old file's bytes, piece by piece; every change goes to both         requests run
+//!  switch     both are closed and durable, the new file gets its name, the disk goes on in it    requests wait again
+//! ```
+//! The new file's name is the change: before, the old file holds the disk, afterwards the new one does; at that instant they are
+//! alike byte for byte. A crash before it leaves a temporary file. The old file stays: whoever names it decides when it goes.
+
+mod mirror;
+
+use crate::{
+    backend::Backend,
+    disk::{DRAIN, Disk},
+    error::OpenError,
+    fs::{DiskFile, folder_of},
+    layer::Layer,
+    seams::GatedFile,
+    temp::TempFile,
+};
+use mirror::{CopyError, Mirror};
+use std::{
+    io,
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+    },
+    time::Instant,
+};
+
+/// What is copied at once, in bytes: writes of the guest wait that long.
+const PIECE: usize = 256 << 10;
+
+/// Why a disk was not moved. It goes on in its old file, unless the text says otherwise, and nothing is left of the new one.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum RelocateError {
+    /// Nothing may be written to it.
+    #[error("{} is open for reading only and cannot be moved", path.display())]
+    ReadOnly {
+        /// The disk.
+        path: PathBuf,
+    },
+    /// It has ended.
+    #[error("{} is closed", path.display())]
+    Closed {
+        /// The disk.
+        path: PathBuf,
+    },
+    /// Its layers are being changed.
+    #[error("{} is being merged or changed: wait for that, or cancel it", path.display())]
+    Busy {
+        /// The disk.
+        path: PathBuf,
+    },
+    /// Requests hang.
+    #[error("requests to {} have been in flight for more than 10 seconds; its storage does not answer", path.display())]
+    Hanging {
+        /// The disk.
+        path: PathBuf,
+    },
+    /// The new file cannot be made.
+    #[error("cannot make {}", path.display())]
+    Create {
+        /// The new file.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// There is no room for it.
+    #[error("{} has no room for {needed} bytes: {free} are free", path.display())]
+    NoSpace {
+        /// The new file.
+        path: PathBuf,
+        /// Bytes it takes.
+        needed: u64,
+        /// Bytes there are.
+        free: u64,
+    },
+    /// The old file cannot be read.
+    #[error("cannot read {}", path.display())]
+    Read {
+        /// The old file.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// The new file cannot be written.
+    #[error("cannot write {}", path.display())]
+    Write {
+        /// The new file.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// The old file's last changes cannot be written.
+    #[error("cannot write the last changes to {}", path.display())]
+    Flush {
+        /// The old file.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// The caller could not write down what is about to happen.
+    #[error("it cannot be written down that {} is about to be moved", path.display())]
+    Announce {
+        /// The old file.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// A file cannot be opened again. The disk takes no more writes.
+    #[error("the disk cannot go on in {}: it takes no writes until it is opened anew", path.display())]
+    Open {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: Box<OpenError>,
+    },
+    /// On request.
+    #[error("moving {} was cancelled", path.display())]
+    Cancelled {
+        /// The old file.
+        path: PathBuf,
+    },
+}
+
+/// Shared between the thread that moves a disk and those that watch it.
+#[derive(Debug, Default)]
+pub struct RelocateControl {
+    cancelled: AtomicBool,
+    total: AtomicU64,
+    done: AtomicU64,
+}
+
+impl RelocateControl {
+    /// Ends it soon; not any more once the new file has its name.
+    pub fn cancel(&self) {
+        self.cancelled.store(true, Relaxed);
+    }
+
+    /// Bytes of the old file that were passed, and that there are.
+    #[must_use]
+    pub fn progress(&self) -> (u64, u64) {
+        (self.done.load(Relaxed), self.total.load(Relaxed))
+    }
+}
+
+impl Disk {
+    /// Moves the top file to `to`, which must not exist; the guest goes on meanwhile. Its parents stay where they are. The
+    /// old file stays, as it was at the instant of the switch. `announce` is called right before that instant, while
+    /// requests wait: what it writes down has to survive this process.
+    ///
+    /// # Errors
+    /// [`RelocateError`].
+    pub fn relocate(
+        &self,
+        to: &Path,
+        control: &RelocateControl,
+        announce: &dyn Fn() -> io::Result<()>,
+    ) -> Result<(), RelocateError> {
+        let path = || self.top_path();
+        if self.options.read_only {
+            return Err(RelocateError::ReadOnly { path: path() });
+        }
+        let Some(_turn) = self.merging.begin() else {
+            return Err(match self.merging.closing() {
+                true => RelocateError::Closed { path: path() },
+                false => RelocateError::Busy { path: path() },
+            });
+        };
+        let top = self.chain.enter().top().cloned().ok_or_else(|| RelocateError::Closed { path: path() })?;
+        self.room_for(&top, to)?;
+        let create = |source| RelocateError::Create { path: to.to_owned(), source };
+        let temp = TempFile::create(&self.fs, to).map_err(create)?;
+        let mirror = Arc::new(Mirror::new(Arc::clone(&top.file), Arc::clone(temp.file())));
+        let mirrored = self.exchange(&top, Arc::clone(&mirror) as Arc<dyn DiskFile>)?;
+        let copied = self.copy(&mirror, &top.path, to, control);
+        let moved = copied.and_then(|()| self.switch_file(&mirrored, &mirror, temp, to, announce));
+        if moved.is_err() {
+            let now = self.chain.enter().top().cloned();
+            // Not if the switch is over, or it takes no writes any more.
+            if let Some(now) = now.filter(|now| Arc::ptr_eq(now, &mirrored)) {
+                self.exchange(&now, Arc::clone(mirror.old()))?;
+            }
+        }
+        moved
+    }
+
+    fn room_for(&self, top: &Layer, to: &Path) -> Result<(), RelocateError> {
+        let read = |source| RelocateError::Read { path: top.path.clone(), source };
+        let needed = self.fs.metadata(&top.path).map_err(read)?.allocated;
+        let create = |source| RelocateError::Create { path: to.to_owned(), source };
+        let free = self.fs.free_space(folder_of(to)).map_err(create)?;
+        if needed > free {
+            return Err(RelocateError::NoSpace { path: to.to_owned(), needed, free });
+        }
+        Ok(())
+    }
+
+    /// Closes the top and opens it again by another file that is alike. Requests wait meanwhile.
+    fn exchange(&self, top: &Arc<Layer>, file: Arc<dyn DiskFile>) -> Result<Arc<Layer>, RelocateError> {
+        // What is durable already need not be waited for while requests wait.
+        let _whoever_flushes_meets_the_failure = self.flush();
+        let mut chain = self
+            .chain
+            .quiesce(Instant::now() + DRAIN)
+            .map_err(|_| RelocateError::Hanging { path: top.path.clone() })?;
+        let place = chain.layers.first_mut().filter(|now| Arc::ptr_eq(now, top));
+        let place = place.ok_or_else(|| RelocateError::Closed { path: top.path.clone() })?;
+        close(top)?;
+        *place = self.go_on_in(top, top.path.clone(), file)?;
+        Ok(Arc::clone(place))
+    }
+
+    /// A layer that was closed, by another file with the same content.
+    fn go_on_in(
+        &self,
+        closed: &Layer,
+        path: PathBuf,
+        file: Arc<dyn DiskFile>,
+    ) -> Result<Arc<Layer>, RelocateError> {
+        let opened = closed.moved(path.clone(), file, &self.fs, &self.options);
+        opened.map(Arc::new).map_err(|source| {
+            closed.fail();
+            RelocateError::Open { path, source: Box::new(source) }
+        })
+    }
+
+    fn copy(
+        &self,
+        mirror: &Mirror,
+        from: &Path,
+        to: &Path,
+        control: &RelocateControl,
+    ) -> Result<(), RelocateError> {
+        let read = |source| RelocateError::Read { path: from.to_owned(), source };
+        let failed = |error| match error {
+            CopyError::Read(source) => read(source),
+            CopyError::Write(source) => RelocateError::Write { path: to.to_owned(), source },
+        };
+        let old = mirror.old();
+        let (mut at, mut buf) = (0, vec![0; PIECE]);
+        loop {
+            control.total.store(old.len().map_err(read)?, Relaxed);
+            // What comes behind is written to both.
+            let Some(data) = old.next_data(at).map_err(read)? else { break };
+            let end = old.next_hole(data).map_err(read)?;
+            at = data;
+            while at < end {
+                if control.cancelled.load(Relaxed) {
+                    return Err(RelocateError::Cancelled { path: from.to_owned() });
+                }
+                let len = usize::try_from(end - at).unwrap_or(PIECE).min(PIECE);
+                mirror.copy(at, &mut buf[..len]).map_err(failed)?;
+                at += len as u64;
+                control.done.store(at, Relaxed);
+            }
+        }
+        mirror.copy_len().map_err(failed)?;
+        // Most of it, so that requests wait for little.
+        let write = |source| RelocateError::Write { path: to.to_owned(), source };
+        mirror.target().flush().map_err(write)?;
+        mirror.failure().map_or(Ok(()), |source| Err(write(source)))
+    }
+
+    fn switch_file(
+        &self,
+        mirrored: &Arc<Layer>,
+        mirror: &Mirror,
+        temp: TempFile,
+        to: &Path,
+        announce: &dyn Fn() -> io::Result<()>,
+    ) -> Result<(), RelocateError> {
+        let old = mirrored.path.clone();
+        let _whoever_flushes_meets_the_failure = self.flush();
+        let mut chain = self
+            .chain
+            .quiesce(Instant::now() + DRAIN)
+            .map_err(|_| RelocateError::Hanging { path: old.clone() })?;
+        let place = chain.layers.first_mut().filter(|now| Arc::ptr_eq(now, mirrored));
+        let place = place.ok_or_else(|| RelocateError::Closed { path: old.clone() })?;
+        close(mirrored)?;
+        let named = match give_name(mirror, temp, &old, to, announce) {
+            Ok(()) => {
+                // From here on the new file is the disk.
+                let file = Arc::clone(mirror.target());
+                let file: Arc<dyn DiskFile> = match &self.options.gate {
+                    Some(gate) => Arc::new(GatedFile { file, gate: Arc::clone(gate) }),
+                    None => file,
+                };
+                let path = self.fs.canonicalize(to).unwrap_or_else(|_| to.to_owned());
+                *place = self.go_on_in(mirrored, path, file)?;
+                Ok(())
+            }
+            Err(error) => {
+                *place = self.go_on_in(mirrored, old, Arc::clone(mirror.old()))?;
+                Err(error)
+            }
+        };
+        if named.is_ok() {
+            if let Err(error) = chain.refresh_locator(&self.fs) {
+                tracing::warn!(%error, "a disk that was moved finds its parent by its old place only");
+            }
+            drop(chain);
+            let _closing_drops_it_too = mirror.old().unlock();
+        }
+        named
+    }
+}
+
+/// After a failure nothing is acknowledged any more: what was written may be lost.
+fn close(layer: &Layer) -> Result<(), RelocateError> {
+    layer.close().map_err(|source| {
+        layer.fail();
+        RelocateError::Flush { path: layer.path.clone(), source }
+    })
+}
+
+/// The switch: the new file is durable and alike, and gets its name.
+fn give_name(
+    mirror: &Mirror,
+    temp: TempFile,
+    old: &Path,
+    to: &Path,
+    announce: &dyn Fn() -> io::Result<()>,
+) -> Result<(), RelocateError> {
+    let write = |source| RelocateError::Write { path: to.to_owned(), source };
+    if let Some(source) = mirror.failure() {
+        return Err(write(source));
+    }
+    mirror.target().flush().map_err(write)?;
+    announce().map_err(|source| RelocateError::Announce { path: old.to_owned(), source })?;
+    temp.commit_unsynced().map_err(write)
+}
