@@ -1,4 +1,4 @@
-//! Conversion of a half-full raw image to a dynamic VHD, against `qemu-img convert`.
+//! Conversion of half-full images, against `qemu-img convert`.
 
 use std::{
     fs::{self, File},
@@ -15,12 +15,13 @@ use backstay_disk::{ConvertRequest, ConvertTo, DEFAULT_BLOCK_SIZE, convert as ru
 use crate::{
     Bench,
     load::{Random, as_f64},
+    machine::cpu_of_children,
     report::{Goal, Report, Row},
 };
 
 const MIB: u64 = 1 << 20;
 
-/// The role of a converting process.
+/// The role of a converting process: as `backstay disk convert` does it.
 pub fn convert(source: &Path, target: &Path) -> Result<()> {
     let to = ConvertTo::Dynamic { block_size: DEFAULT_BLOCK_SIZE };
     let request = ConvertRequest::new(source.to_owned(), target.to_owned(), to);
@@ -28,54 +29,107 @@ pub fn convert(source: &Path, target: &Path) -> Result<()> {
     Ok(())
 }
 
+/// From what to what, as we and as `qemu-img` call it.
+struct Way {
+    name: &'static str,
+    source: &'static str,
+    source_format: &'static str,
+    target: &'static str,
+    target_format: &'static str,
+    options: &'static str,
+}
+
+const WAYS: [Way; 3] = [
+    Way {
+        name: "raw → dynamic VHD",
+        source: "half.raw",
+        source_format: "raw",
+        target: "vhd",
+        target_format: "vpc",
+        options: "subformat=dynamic,force_size=on",
+    },
+    Way {
+        name: "raw → VHDX",
+        source: "half.raw",
+        source_format: "raw",
+        target: "vhdx",
+        target_format: "vhdx",
+        options: "subformat=dynamic",
+    },
+    Way {
+        name: "VHD → VHDX",
+        source: "half.vhd",
+        source_format: "vpc",
+        target: "vhdx",
+        target_format: "vhdx",
+        options: "subformat=dynamic",
+    },
+];
+
 pub fn run(bench: &Bench, report: &mut Report) -> Result<()> {
     if !bench.wants("convert") {
         return Ok(());
     }
     report.section(
         "Conversion",
-        "`backstay disk convert` against `qemu-img convert -t writeback -O vpc` from a raw image, half of it data in runs of \
-         1–16 MiB and the rest holes, to a dynamic VHD; both flush at the end. The value is MiB of the image per second.",
+        "`backstay disk convert` against `qemu-img convert -t writeback` of an image, half of it data in runs of \
+         1–16 MiB and the rest holes; both flush at the end. The value is MiB of the image per second, and processor time of the whole \
+         command.",
     );
-    let source = bench.path("half.raw");
-    half_full(&source, bench.sizes.convert)?;
-    let name = format!("raw → dynamic, {} MiB half full", bench.sizes.convert / MIB);
+    half_full(&bench.path("half.raw"), bench.sizes.convert)?;
+    convert(&bench.path("half.raw"), &bench.path("half.vhd"))?;
+    rustix::fs::sync();
+    for way in &WAYS {
+        for row in one_way(bench, way)? {
+            report.row(&row);
+        }
+    }
+    fs::remove_file(bench.path("half.raw"))?;
+    fs::remove_file(bench.path("half.vhd"))?;
+    Ok(())
+}
+
+fn one_way(bench: &Bench, way: &Way) -> Result<[Row; 2]> {
+    let name = format!("convert {}, {} MiB half full", way.name, bench.sizes.convert / MIB);
+    let mut cost = Row::new(format!("{name}: processor time"), "s", Some(Goal::AtMost(1.0)));
     let mut row = Row::new(name, "MiB/s", Some(Goal::AtLeast(2.0)));
-    let (ours, theirs) = (bench.path("ours.vhd"), bench.path("theirs.vhd"));
+    let source = bench.path(way.source);
+    let (ours, theirs) =
+        (bench.path(&format!("ours.{}", way.target)), bench.path(&format!("theirs.{}", way.target)));
     for round in 0..bench.rounds {
         let us = timed(Command::new(std::env::current_exe()?).arg("convert").args([&source, &ours]))?;
-        let arguments =
-            ["convert", "-t", "writeback", "-f", "raw", "-O", "vpc", "-o", "subformat=dynamic,force_size=on"];
-        let them = timed(Command::new("qemu-img").args(arguments).args([&source, &theirs]))?;
+        let mut image = Command::new("qemu-img");
+        image.args(["convert", "-t", "writeback", "-f", way.source_format, "-O", way.target_format]);
+        let them = timed(image.args(["-o", way.options]).args([&source, &theirs]))?;
         if round == 0 {
-            let same = Command::new("qemu-img")
-                .args(["compare", "-f", "raw", "-F", "vpc"])
-                .args([&source, &ours])
-                .output()?;
-            ensure!(
-                same.status.success(),
-                "the converted disk differs: {}",
-                String::from_utf8_lossy(&same.stdout)
-            );
+            same(way, &source, &ours)?;
         }
         fs::remove_file(&ours)?;
         fs::remove_file(&theirs)?;
         let speed = |seconds: f64| as_f64(bench.sizes.convert / MIB) / seconds;
-        row.add(speed(us), speed(them));
+        row.add(speed(us.0), speed(them.0));
+        cost.add(us.1, them.1);
     }
-    report.row(&row);
-    fs::remove_file(&source)?;
+    Ok([row, cost])
+}
+
+fn same(way: &Way, source: &Path, ours: &Path) -> Result<()> {
+    let mut image = Command::new("qemu-img");
+    image.args(["compare", "-f", way.source_format, "-F", way.target_format]).args([source, ours]);
+    let said = image.output()?;
+    ensure!(said.status.success(), "the converted disk differs: {}", String::from_utf8_lossy(&said.stdout));
     Ok(())
 }
 
-fn timed(command: &mut Command) -> Result<f64> {
-    let start = Instant::now();
+/// Seconds, and seconds of processor time.
+fn timed(command: &mut Command) -> Result<(f64, f64)> {
+    let (start, before) = (Instant::now(), cpu_of_children()?);
     let output = command.output().with_context(|| format!("cannot run {command:?}"))?;
-    let seconds = start.elapsed().as_secs_f64();
+    let (seconds, cpu) = (start.elapsed().as_secs_f64(), cpu_of_children()? - before);
     ensure!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
     // What one side leaves to write back must not slow the other.
     rustix::fs::sync();
-    Ok(seconds)
+    Ok((seconds, cpu))
 }
 
 fn half_full(path: &Path, size: u64) -> Result<()> {

@@ -43,6 +43,15 @@ pub struct Job {
     pub until: Until,
 }
 
+/// What a run did.
+#[derive(Clone, Copy, Debug)]
+pub struct Ran {
+    /// Operations per second.
+    pub rate: f64,
+    /// Operations.
+    pub count: f64,
+}
+
 /// A connection to an export named "disk".
 #[derive(Debug)]
 pub struct Client {
@@ -92,8 +101,8 @@ impl Client {
         self.size
     }
 
-    /// Runs a job; returns operations per second. Writes end with one flush, which counts.
-    pub fn run(&mut self, job: Job) -> Result<f64> {
+    /// Runs a job. Writes end with one flush, which counts.
+    pub fn run(&mut self, job: Job) -> Result<Ran> {
         let mut random = Random::new(match job.order {
             Order::Random(seed) => seed,
             Order::Steps(_) => 1,
@@ -126,7 +135,8 @@ impl Client {
         if job.op == Op::Write {
             self.flush()?;
         }
-        Ok(as_f64(done) / start.elapsed().as_secs_f64())
+        let count = as_f64(done);
+        Ok(Ran { rate: count / start.elapsed().as_secs_f64(), count })
     }
 
     pub fn flush(&mut self) -> Result<()> {

@@ -2,6 +2,37 @@
 
 use std::{fs, path::Path, process::Command};
 
+use anyhow::{Context, Result};
+
+use crate::load::as_f64;
+
+/// Ticks of processor times in a second.
+const TICKS: f64 = 100.0;
+
+/// Processor time that a process has used, in seconds.
+pub fn cpu(pid: u64) -> Result<f64> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    let tail = stat.rsplit_once(')').context("no name")?.1;
+    let ticks = tail.split_whitespace().skip(11).take(2).map(str::parse::<f64>);
+    Ok(ticks.sum::<Result<f64, _>>()? / TICKS)
+}
+
+/// Processor time of ended children, in seconds.
+pub fn cpu_of_children() -> Result<f64> {
+    let stat = fs::read_to_string("/proc/self/stat")?;
+    let tail = stat.rsplit_once(')').context("no name")?.1;
+    let ticks = tail.split_whitespace().skip(13).take(2).map(str::parse::<f64>);
+    Ok(ticks.sum::<Result<f64, _>>()? / TICKS)
+}
+
+/// A size of `/proc/PID/status` in MiB, by its key: `VmRSS:`.
+pub fn memory_of(pid: u64, key: &str) -> Result<f64> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix(key)).context("no such line")?;
+    let kib: u64 = line.split_whitespace().next().context("no number")?.parse()?;
+    Ok(as_f64(kib) / 1024.0)
+}
+
 /// First line of a command's output.
 pub fn first_line(command: &str, args: &[&str]) -> String {
     let output = Command::new(command).args(args).output();

@@ -8,6 +8,7 @@ mod disks;
 mod load;
 mod machine;
 mod merge;
+mod offline;
 mod report;
 mod scale;
 mod server;
@@ -52,9 +53,12 @@ enum Role {
     /// Serve a disk and merge its top into its parent when told to.
     #[command(hide = true)]
     MergeServer { file: PathBuf, socket: PathBuf },
-    /// Convert a raw image to a dynamic VHD.
+    /// Convert an image.
     #[command(hide = true)]
     Convert { source: PathBuf, target: PathBuf },
+    /// Merge a disk into its parent and remove it.
+    #[command(hide = true)]
+    Merge { upper: PathBuf },
 }
 
 /// What all parts of the benchmark need.
@@ -82,6 +86,7 @@ fn main() -> Result<()> {
         Some(Role::Serve { file, socket }) => server::serve(&file, &socket),
         Some(Role::MergeServer { file, socket }) => merge::serve(&file, &socket),
         Some(Role::Convert { source, target }) => convert::convert(&source, &target),
+        Some(Role::Merge { upper }) => offline::merge(&upper),
         None => measure(&args),
     }
 }
@@ -94,6 +99,7 @@ fn measure(args: &Args) -> Result<()> {
     disks::run(&bench, &mut report)?;
     convert::run(&bench, &mut report)?;
     merge::run(&bench, &mut report)?;
+    offline::run(&bench, &mut report)?;
     vm::run(&bench, &mut report)?;
     scale::run(&bench, &mut report)?;
     let text = report.finish();

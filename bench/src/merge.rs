@@ -92,7 +92,7 @@ pub fn run(bench: &Bench, report: &mut Report) -> Result<()> {
 }
 
 /// Seconds of `cp`, and of that and `sync`.
-fn copy(bench: &Bench) -> Result<(f64, f64)> {
+pub fn copy(bench: &Bench) -> Result<(f64, f64)> {
     let (source, target) = (bench.path("cp-source"), bench.path("cp-target"));
     if !source.exists() {
         let mut file = std::fs::File::create(&source)?;
@@ -209,7 +209,7 @@ fn micros(since: Instant) -> f64 {
 }
 
 /// A base that holds the first quarter, and a child with changes all over.
-fn prepare(bench: &Bench, base: &Path, top: &Path, seed: u64) -> Result<()> {
+pub fn prepare(bench: &Bench, base: &Path, top: &Path, seed: u64) -> Result<()> {
     let changes = bench.sizes.merge;
     let size = changes * 4;
     let fs = HostFs::shared();

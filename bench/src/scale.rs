@@ -13,6 +13,7 @@ use serde_json::Value;
 use crate::{
     Bench,
     load::as_f64,
+    machine::{cpu, memory_of},
     report::{Goal, Report, Row},
 };
 
@@ -24,8 +25,6 @@ const REGISTERED: usize = 1000;
 const DISKS: u8 = 8;
 /// How long nothing happens while processor time is counted.
 const IDLE: Duration = Duration::from_secs(20);
-/// Ticks of processor times in a second.
-const TICKS: f64 = 100.0;
 
 pub fn run(bench: &Bench, report: &mut Report) -> Result<()> {
     if !bench.wants("scale") {
@@ -66,22 +65,6 @@ fn clones(host: &Host, count: usize) -> Vec<String> {
     names
 }
 
-/// A number of `/proc/PID/status` in MiB.
-fn memory(pid: u64, key: &str) -> Result<f64> {
-    let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
-    let line = status.lines().find_map(|line| line.strip_prefix(key)).context("no such line")?;
-    let kib: u64 = line.split_whitespace().next().context("no number")?.parse()?;
-    Ok(as_f64(kib) / 1024.0)
-}
-
-/// Processor time in seconds.
-fn cpu(pid: u64) -> Result<f64> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
-    let tail = stat.rsplit_once(')').context("no name")?.1;
-    let ticks = tail.split_whitespace().skip(11).take(2).map(str::parse::<f64>);
-    Ok(ticks.sum::<Result<f64, _>>()? / TICKS)
-}
-
 fn guests(bench: &Bench, report: &mut Report) -> Result<()> {
     let host = host(bench);
     for name in clones(&host, GUESTS) {
@@ -113,7 +96,7 @@ fn guests(bench: &Bench, report: &mut Report) -> Result<()> {
     ];
     for (row, key, pids) in &mut rows {
         for pid in pids {
-            row.ours.push(memory(*pid, key)?);
+            row.ours.push(memory_of(*pid, key)?);
         }
         report.row(row);
     }

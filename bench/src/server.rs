@@ -16,6 +16,8 @@ use backstay_disk::{
     nbd::{ExportSpec, Server},
 };
 
+use crate::machine::{cpu, memory_of};
+
 const GRACE: Duration = Duration::from_secs(10);
 
 /// The role of a server process: the same engine and server that serve a guest.
@@ -65,6 +67,16 @@ impl Running {
         };
         let uri = format!("nbd+unix:///disk?socket={}", socket.display());
         Ok(Self { child, ours: matches!(who, Who::Ours), socket, uri })
+    }
+
+    /// Processor time the server has used, in seconds.
+    pub fn cpu(&self) -> Result<f64> {
+        cpu(self.child.id().into())
+    }
+
+    /// Resident memory of the server in MiB.
+    pub fn memory(&self) -> Result<f64> {
+        memory_of(self.child.id().into(), "VmRSS:")
     }
 
     /// Ends the server in order; its file is whole afterwards.
