@@ -4,6 +4,7 @@ mod cmd;
 mod confirm;
 mod context;
 mod exit;
+mod mount;
 mod output;
 mod progress;
 mod tasks;

@@ -45,6 +45,7 @@ mod merge;
 pub mod nbd;
 mod options;
 mod parent;
+mod partitions;
 mod quiesce;
 mod relocate;
 mod resize;
@@ -83,6 +84,7 @@ pub use merge::{
     merge_offline, plan_merge, reparent,
 };
 pub use options::{DiskFormat, DiskOptions};
+pub use partitions::{Partition, partitions};
 pub use relocate::{RelocateControl, RelocateError};
 pub use resize::{Grown, NewSize, ResizeError, ResizePlan, UsedBy, plan_resize, resize_offline};
 pub use saved_state::mark_saved_state;

@@ -9,6 +9,7 @@ mod daemon;
 mod disk;
 mod explain;
 mod merge;
+mod mount;
 mod reference;
 mod resize;
 mod support;

@@ -6,7 +6,7 @@
 
 mod error;
 mod offline;
-mod partition;
+pub(crate) mod partition;
 mod used;
 
 pub use error::ResizeError;

@@ -3,6 +3,7 @@
 //!
 //! GPT: UEFI specification 2.10, chapter 5. MBR: the four entries at 446.
 
+use crate::partitions::Partition;
 use zerocopy::{
     FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned,
     little_endian::{U32, U64},
@@ -38,6 +39,35 @@ pub(crate) struct GptHeader {
 }
 
 const _: () = assert!(size_of::<GptHeader>() == HEADER_LEN);
+
+/// One line of a master boot record or of a table in an extended partition, in sectors.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct MbrEntry {
+    kind: u8,
+    /// From the start of what the table counts from.
+    pub(crate) start: u64,
+    pub(crate) len: u64,
+}
+
+impl MbrEntry {
+    /// A partition that holds a list of others.
+    pub(crate) fn is_extended(&self) -> bool {
+        matches!(self.kind, 0x05 | 0x0f | 0x85)
+    }
+}
+
+/// The four lines of a table; those that are not used have no length.
+pub(crate) fn mbr_entries(sector: &[u8]) -> [MbrEntry; 4] {
+    std::array::from_fn(|index| {
+        let at = MBR_ENTRIES + 16 * index;
+        let number = |at: usize| {
+            let bytes = sector.get(at..at + 4).and_then(|bytes| bytes.try_into().ok()).unwrap_or_default();
+            u64::from(u32::from_le_bytes(bytes))
+        };
+        let kind = sector.get(at + 4).copied().unwrap_or_default();
+        MbrEntry { kind, start: number(at + 8), len: if kind == 0 { 0 } else { number(at + 12) } }
+    })
+}
 
 /// What the first sector says.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -132,18 +162,26 @@ impl Gpt {
         self.sector.len() as u64
     }
 
+    /// All partitions, by their numbers.
+    pub(crate) fn partitions(&self) -> Vec<Partition> {
+        let len = usize::try_from(self.header.entry_len.get()).unwrap_or(usize::MAX);
+        let sector = self.sector_len();
+        let of = |(number, entry): (u32, &[u8])| {
+            entry.get(..16).filter(|kind| kind.iter().any(|byte| *byte != 0))?;
+            let number_at = |at: usize| {
+                entry.get(at..at + 8).and_then(|bytes| bytes.try_into().ok()).map(u64::from_le_bytes)
+            };
+            let (first, last) = (number_at(32)?, number_at(40)?);
+            let offset = first.checked_mul(sector)?;
+            let len = last.checked_add(1)?.checked_mul(sector)?.checked_sub(offset)?;
+            Some(Partition { number, offset, len })
+        };
+        (1..).zip(self.entries.chunks(len)).filter_map(of).collect()
+    }
+
     /// First byte behind the last partition, and its number from 1; `None` without partitions.
     pub(crate) fn end(&self) -> Option<(u64, usize)> {
-        let len = usize::try_from(self.header.entry_len.get()).unwrap_or(usize::MAX);
-        let used = self
-            .entries
-            .chunks(len)
-            .enumerate()
-            .filter(|(_, entry)| entry.get(..16).is_some_and(|kind| kind.iter().any(|byte| *byte != 0)));
-        let ends = used.filter_map(|(index, entry)| {
-            let last = entry.get(40..48).and_then(|bytes| bytes.try_into().ok()).map(u64::from_le_bytes)?;
-            Some((last.checked_add(1)?.checked_mul(self.sector_len())?, index + 1))
-        });
+        let ends = self.partitions().into_iter().map(|part| (part.offset + part.len, part.number as usize));
         ends.max()
     }
 

@@ -94,7 +94,7 @@ impl Disk {
     }
 
     /// The GUID partition table at the start of the disk, if it is whole.
-    fn gpt(&self) -> io::Result<Option<Gpt>> {
+    pub(crate) fn gpt(&self) -> io::Result<Option<Gpt>> {
         let (sector, size) = (u64::from(self.sector_size()), self.size());
         if size < 3 * sector {
             return Ok(None);

@@ -10,6 +10,7 @@ mod info;
 mod interrupt;
 mod map;
 mod merge;
+mod mount;
 mod reparent;
 mod resize;
 mod serve;
@@ -40,6 +41,8 @@ pub enum DiskCommand {
     Resize(resize::ResizeArgs),
     /// Serve a disk by NBD on a unix socket
     Serve(serve::ServeArgs),
+    /// Show a disk and its partitions as files of a folder
+    Mount(mount::MountArgs),
 }
 
 impl DiskCommand {
@@ -56,6 +59,7 @@ impl DiskCommand {
             Self::Compact(args) => compact::run(context, args),
             Self::Resize(args) => resize::run(context, args),
             Self::Serve(args) => serve::run(context, args),
+            Self::Mount(args) => mount::run(context, args),
         };
         let cure = match self {
             Self::Convert(_) => {
