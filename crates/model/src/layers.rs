@@ -137,12 +137,15 @@ impl Layers {
     #[must_use]
     pub fn next_step(&self) -> Option<FileStep> {
         if let Some(merging) = &self.merging {
-            let whole = self.contains(&merging.upper) && self.contains(&merging.lower);
-            let free = |file| !self.untouchable.contains_key(file);
-            // The children of a merge that was begun may be its own already, so they are not counted.
-            let may_go_on = whole && free(&merging.upper) && free(&merging.lower);
-            return may_go_on.then(|| self.merge(&merging.upper, &merging.lower));
+            let Merging { upper, lower } = merging;
+            match self.why_stuck(merging) {
+                None => return Some(self.merge(upper, lower)),
+                // What is made on a file that is missing is not known either.
+                Some(_) if !self.contains(upper) || !self.contains(lower) => return None,
+                Some(_) => {}
+            }
         }
+        let stuck = self.merging.is_some();
         let mut released: Vec<_> = self.released.iter().collect();
         // From the bottom: so every byte is copied once on its way down a row of released files.
         released.sort_by_key(|file| (self.depth(file), (*file).clone()));
@@ -150,7 +153,41 @@ impl Layers {
             released.into_iter().filter_map(|file| self.step_for(file).ok().flatten()).collect();
         // What goes away need not be merged first; the file above a merge is one of those.
         let delete = steps.iter().find(|step| matches!(step, FileStep::Delete(_)));
-        delete.or(steps.first()).cloned()
+        delete.or(steps.first().filter(|_| !stuck)).cloned()
+    }
+
+    /// Why a merge that was begun cannot go on. The children of its upper file may be those of the lower one already, so they are
+    /// not counted.
+    fn why_stuck(&self, merging: &Merging) -> Option<String> {
+        let Merging { upper, lower } = merging;
+        let missing = [upper, lower].into_iter().find(|file| !self.contains(file));
+        let kept = || [upper, lower].into_iter().find_map(|file| self.untouchable.get(file));
+        // At its end what named the upper file names the lower one before the record goes.
+        let named = |file| self.states.contains_key(file) || self.released.contains(file);
+        match (missing, kept()) {
+            (Some(file), _) => Some(format!("{} is missing", file.display())),
+            (None, Some(reason)) => Some(reason.clone()),
+            (None, None) if !named(upper) && !self.states.contains_key(lower) => {
+                Some(format!("{} belongs to no checkpoint and is no disk of the machine", upper.display()))
+            }
+            (None, None) => None,
+        }
+    }
+
+    /// Why a released file is still there when all that can be done is done.
+    fn why_kept(&self, file: &Path) -> Option<String> {
+        let stuck = self.merging.as_ref().and_then(|merging| Some((merging, self.why_stuck(merging)?)));
+        match (self.step_for(file), stuck) {
+            (Err(reason), _) => Some(reason),
+            (Ok(Some(FileStep::Merge { .. })), Some((merging, reason))) => {
+                let Merging { upper, lower } = merging;
+                let (upper, lower) = (upper.display(), lower.display());
+                Some(format!(
+                    "{upper} is half merged into {lower}, which comes first and cannot go on: {reason}"
+                ))
+            }
+            _ => None,
+        }
     }
 
     fn merge(&self, upper: &Path, lower: &Path) -> FileStep {
@@ -223,7 +260,7 @@ impl Layers {
             plan.steps.push(step);
         }
         let reason =
-            |file: &PathBuf| after.step_for(file).err().map(|reason| KeptFile { file: file.clone(), reason });
+            |file: &PathBuf| after.why_kept(file).map(|reason| KeptFile { file: file.clone(), reason });
         plan.kept = after.released.iter().filter_map(reason).collect();
         plan
     }

@@ -39,6 +39,14 @@ impl GuardOptions {
         self.min_free.max(part).min(total / SMALL_VOLUME_DIVISOR)
     }
 
+    /// What is kept free on the volume that `file` lies on; nothing if that cannot be told. Blocks for as long as its file system takes
+    /// to answer.
+    #[must_use]
+    pub fn reserve_beside(&self, file: &Path) -> u64 {
+        let volume = file.parent().and_then(|folder| Volume::of(folder).ok());
+        volume.map_or(0, |volume| self.reserve(volume.total))
+    }
+
     /// What has to be free before a guest goes on that was paused: more, so that it does not stop at once again.
     #[must_use]
     pub fn enough(&self, total: u64) -> u64 {
@@ -118,6 +126,12 @@ impl Guard {
     #[must_use]
     pub fn new(options: GuardOptions, standing: bool) -> Self {
         Self { options, standing: standing.then(Standing::default), close: standing }
+    }
+
+    /// What it keeps free.
+    #[must_use]
+    pub fn options(&self) -> GuardOptions {
+        self.options
     }
 
     /// Whether the guest has to stand still.

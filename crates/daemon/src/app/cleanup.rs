@@ -2,14 +2,17 @@
 
 use super::App;
 use super::merge_files::is_own_layer;
-use super::usage::{Part, chain_of, usage};
+use super::strangers::{Stranger, strangers_on};
+use super::usage::{Part, chain_of, same_file, usage};
 use super::world::world;
 use crate::durable;
 use crate::failure::Failure;
 use crate::inventory::{Machine, blocking};
 use crate::layout::is_layer;
 use backstay_model::FileStep;
+use std::collections::BTreeSet;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 /// Files to delete, and what keeps others.
 #[derive(Debug, Default)]
@@ -41,6 +44,7 @@ pub(super) async fn own_disks(app: &App, machine: &Machine) -> Result<Doomed, Fa
             others.unknown.join("; ")
         )));
     }
+    let mut candidates = BTreeSet::new();
     for (top, place) in machine.disk_places() {
         let files = match chain_of(app, &top).await {
             Ok(chain) => chain.files(),
@@ -59,12 +63,30 @@ pub(super) async fn own_disks(app: &App, machine: &Machine) -> Result<Doomed, Fa
                 doomed.notes.push(format!("{} is kept: another virtual machine uses it", file.display()));
                 break;
             }
-            if !doomed.files.contains(&file) {
+            if candidates.insert(file.clone()) {
                 doomed.files.push(file);
             }
         }
     }
+    let strangers = strangers_on(app, machine, Arc::new(others), doomed.files.clone()).await?;
+    keep_parents_of(&mut doomed, strangers);
     Ok(doomed)
+}
+
+/// A disk that nobody has keeps all that it is made on; what goes too keeps nothing.
+fn keep_parents_of(doomed: &mut Doomed, strangers: Vec<Stranger>) {
+    for stranger in strangers {
+        if doomed.files.iter().any(|file| same_file(file) == same_file(&stranger.child)) {
+            continue;
+        }
+        let (kept, files) = doomed.files.drain(..).partition(|file| stranger.needs(file));
+        doomed.files = files;
+        let kept: Vec<PathBuf> = kept;
+        let child = stranger.child.display();
+        doomed
+            .notes
+            .extend(kept.iter().map(|file| format!("{} is kept: {child} is made on it", file.display())));
+    }
 }
 
 /// Deletes files; one that cannot be deleted is told and left.

@@ -204,7 +204,7 @@ async fn by_daemon(
     let mut rate = running.rate.clone();
     control.set_rate(*rate.borrow_and_update());
     let (upper, lower) = (merging.upper.clone(), merging.lower.clone());
-    let (children, how) = (children.to_vec(), Arc::clone(&control));
+    let (children, how, guard) = (children.to_vec(), Arc::clone(&control), running.app.config.guard);
     let mut thread = tokio::task::spawn_blocking(move || {
         let options =
             DiskOptions { runtime_dir: DiskOptions::default_runtime_dir(), ..DiskOptions::default() };
@@ -214,6 +214,7 @@ async fn by_daemon(
                 tracing::debug!(file = %file.display(), error = chain(&error), "a mark of a saved machine is left");
             }
         }
+        how.keep_free(guard.reserve_beside(&lower));
         merge_offline(&HostFs::shared(), &upper, &children, &options, &how)
     });
     let mut ending = false;

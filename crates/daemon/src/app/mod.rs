@@ -37,6 +37,7 @@ mod restorable;
 mod save;
 mod settle;
 mod start;
+mod strangers;
 mod template;
 #[cfg(test)]
 mod testing;

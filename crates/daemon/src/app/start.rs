@@ -85,6 +85,7 @@ async fn run(app: Arc<App>, context: TaskContext, id: VmId, beginning: Beginning
 /// Checks everything that a start needs. All that is wrong is told at once. Returns warnings.
 pub(super) async fn preflight(app: &Arc<App>, machine: &Machine) -> Result<Vec<String>, Failure> {
     let (mut warnings, mut blockers) = check_drives(app, machine).await?;
+    blockers.extend(super::strangers::blockers(app, machine).await?);
     blockers.extend(obstacles(app, machine).await?);
     let choice = app.host.accelerator(machine.spec.accel).await?;
     if choice.warning {

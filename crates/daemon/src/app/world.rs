@@ -47,7 +47,7 @@ pub(super) async fn world(app: &App, machine: &Machine) -> Result<Layers, Failur
 }
 
 /// Where disks lie that nobody has attached: the folders for disks of all known folders of machines.
-async fn disk_folders(app: &App) -> Result<BTreeSet<PathBuf>, Failure> {
+pub(super) async fn disk_folders(app: &App) -> Result<BTreeSet<PathBuf>, Failure> {
     let mut roots: BTreeSet<PathBuf> =
         app.inventory.all().iter().map(|machine| machine.layout.root().to_path_buf()).collect();
     roots.insert(app.config.state_dir.clone());
@@ -230,7 +230,7 @@ impl Others<'_> {
 }
 
 /// The files of a folder that may be differencing disks, if it is there.
-fn disks_in(folder: &Path) -> std::io::Result<Vec<PathBuf>> {
+pub(super) fn disks_in(folder: &Path) -> std::io::Result<Vec<PathBuf>> {
     let entries = match std::fs::read_dir(folder) {
         Ok(entries) => entries,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),

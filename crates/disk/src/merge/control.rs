@@ -25,6 +25,8 @@ pub struct MergeControl {
     observer: Option<Observer>,
     /// Blocks in a batch; 0: as many as are best.
     batch_blocks: usize,
+    /// Bytes that stay free on the volume of the lower layer.
+    reserve: AtomicU64,
     /// The room beside what is still to be moved below which space is given back on the way; 0: as much as is best.
     spare: u64,
 }
@@ -124,6 +126,16 @@ impl MergeControl {
         self.wake();
     }
 
+    /// Keeps so many bytes free on the volume of the lower layer, if that is another one than the upper layer's: there nothing comes
+    /// back by merging. Where both lie on one, space is given back on the way before it is as short as that.
+    pub fn keep_free(&self, bytes: u64) {
+        self.reserve.store(bytes, Relaxed);
+    }
+
+    pub(crate) fn reserve(&self) -> u64 {
+        self.reserve.load(Relaxed)
+    }
+
     /// The limit in bytes per second.
     #[must_use]
     pub fn rate(&self) -> Option<u64> {
@@ -163,7 +175,8 @@ impl MergeControl {
     }
 
     pub(crate) fn spare(&self, best: u64) -> u64 {
-        if self.spare == 0 { best } else { self.spare }
+        let reserve = self.reserve();
+        if self.spare == 0 { best.max(reserve.saturating_add(reserve / 2)) } else { self.spare }
     }
 
     pub(crate) fn step(&self, step: MergeStep) {
@@ -193,6 +206,8 @@ impl MergeControl {
 pub(crate) struct Pace {
     /// The next byte may not be moved before.
     next: Instant,
+    /// The limit that says so.
+    rate: Option<u64>,
 }
 
 /// Longest time that a limit is made up for: a merge that stood still does not catch up by a burst.
@@ -200,21 +215,25 @@ const BURST: Duration = Duration::from_millis(200);
 
 impl Pace {
     pub(crate) fn new() -> Self {
-        Self { next: Instant::now() }
+        Self { next: Instant::now(), rate: None }
     }
 
     /// Waits as long as the limit says before more is moved; `bytes` are moved next. `stop` ends the wait.
     pub(crate) fn wait(&mut self, control: &MergeControl, bytes: u64, stop: &dyn Fn() -> bool) {
         let slice = Duration::from_millis(100);
-        while !stop() && control.rate().is_some() && self.next > Instant::now() {
+        // Another limit counts from now on.
+        while !stop() && self.rate.is_some() && control.rate() == self.rate && self.next > Instant::now() {
             control.wait(self.next.min(Instant::now() + slice));
         }
         let now = Instant::now();
-        self.next = match control.rate() {
+        let rate = control.rate();
+        let owed = if rate == self.rate { self.next } else { now };
+        self.rate = rate;
+        self.next = match rate {
             None => now,
             Some(rate) => {
                 let took = Duration::from_micros(bytes.saturating_mul(1_000_000) / rate.max(1));
-                self.next.max(now.checked_sub(BURST).unwrap_or(now)) + took
+                owed.max(now.checked_sub(BURST).unwrap_or(now)) + took
             }
         };
     }

@@ -23,6 +23,7 @@ mod control;
 mod error;
 mod mover;
 mod plan;
+mod room;
 mod route;
 mod slot;
 

@@ -19,13 +19,11 @@ use super::{MergeControl, MergeError, MergeStep, control::Pace, route::Routing};
 use crate::{
     backend::ZeroMode,
     disk::Disk,
-    fs::folder_of,
-    image::ImageInfo,
     layer::Layer,
     status::data_runs,
     write::{write_layers, zero_layers},
 };
-use backstay_vhd::{FileSpan, LayerFormat, ReadExtent, Source, format::footer::CREATOR};
+use backstay_vhd::{FileSpan, LayerFormat, ReadExtent, Source};
 use std::{
     io::{self, ErrorKind},
     sync::{
@@ -46,12 +44,6 @@ const ANNOUNCED: u64 = 16 << 20;
 const PIECE: u64 = 256 << 10;
 /// Bytes after which the device is told to begin.
 const WRITEBACK: u64 = 4 << 20;
-/// Most bytes between two neighbours in a file of ours, whose data is aligned to pages; other programs may keep something there.
-const PADDING: u64 = 4096 - 512;
-/// Room on the volume of the lower layer beside what is still to be moved: with less, space is given back on the way.
-const SPARE: u64 = 1 << 30;
-/// Bytes given back in one step, in which no write to the upper layer's file goes on.
-const PUNCH: u64 = 4 << 20;
 /// Runs up to this length on average are cheaper to read with what is between them.
 const SMALL: u64 = 4096;
 /// Data is looked through for holes from this size on.
@@ -77,6 +69,15 @@ pub(super) struct Mover<'a> {
     pub(super) owed: Vec<FileSpan>,
 }
 
+/// The scope waits for its thread however the merge ends, so nothing may keep that waiting.
+struct EndsWriteback<'m, 'a>(&'m mut Mover<'a>);
+
+impl Drop for EndsWriteback<'_, '_> {
+    fn drop(&mut self) {
+        self.0.writeback = None;
+    }
+}
+
 /// A part of a piece that the upper layer holds.
 #[derive(Clone, Copy, Debug)]
 struct Run {
@@ -96,9 +97,7 @@ impl Mover<'_> {
             let begin = move || woken.iter().for_each(|()| file.start_writeback(0, i64::MAX.unsigned_abs()));
             let thread = thread::Builder::new().name("merge writeback".into()).spawn_scoped(scope, begin);
             self.writeback = thread.is_ok().then_some(wake);
-            let moved = self.run_to_the_end();
-            self.writeback = None;
-            moved
+            EndsWriteback(self).0.run_to_the_end()
         })
     }
 
@@ -150,6 +149,7 @@ impl Mover<'_> {
             }
             let (batch, behind) = rest.split_at(count);
             rest = behind;
+            self.keeps_reserve(batch)?;
             let done = self.batch(batch);
             if let Some(routing) = &self.routing {
                 routing.keep(batch);
@@ -206,63 +206,6 @@ impl Mover<'_> {
                 batch.iter().flat_map(drop).collect()
             }
         })
-    }
-
-    /// Gives the space of moved blocks back, once nobody can read them, if it is needed before the merge ends. A failure costs
-    /// space and nothing else.
-    fn release(&mut self, spans: Vec<FileSpan>) -> Result<(), MergeError> {
-        self.wait_for_leavers()?;
-        self.owed.extend(spans);
-        if self.room_is_short(1) {
-            self.give_back();
-        }
-        Ok(())
-    }
-
-    fn give_back(&mut self) {
-        for span in self.take_owed() {
-            for at in (span.offset..span.offset + span.len).step_by(as_usize(PUNCH)) {
-                let len = PUNCH.min(span.offset + span.len - at);
-                if let Err(error) = self.upper.file.zero_range(at, len) {
-                    tracing::warn!(path = %self.upper.path.display(), %error, "cannot free the space of merged blocks");
-                    return;
-                }
-                self.control.freed(len);
-            }
-        }
-    }
-
-    /// Whether the lower layer's volume may not take what is left `times` times. Where that cannot be told it is short.
-    fn room_is_short(&self, times: u64) -> bool {
-        let fs = &self.disk.fs;
-        let room = self.lower().map(|lower| fs.free_space(folder_of(&lower.path)));
-        let held = fs.metadata(&self.upper.path).map(|meta| meta.allocated);
-        let occupied_for_nothing = self.data_moved.saturating_sub(self.control.progress().bytes_freed);
-        match (room, held) {
-            (Ok(Ok(room)), Ok(held)) => {
-                let left = held.saturating_sub(occupied_for_nothing).saturating_mul(times);
-                room < left.saturating_add(self.control.spare(SPARE))
-            }
-            _ => true,
-        }
-    }
-
-    /// What is owed, neighbours joined.
-    fn take_owed(&mut self) -> Vec<FileSpan> {
-        let mut spans = std::mem::take(&mut self.owed);
-        spans.sort_by_key(|span| span.offset);
-        let ours = matches!(self.upper.info(), Some(ImageInfo::Vhd(info)) if info.creator == CREATOR && info.block_size >= 512 << 10);
-        let padding = if ours { PADDING } else { 0 };
-        let mut joined: Vec<FileSpan> = Vec::new();
-        for span in spans {
-            match joined.last_mut() {
-                Some(last) if span.offset - (last.offset + last.len) <= padding => {
-                    last.len = span.offset + span.len - last.offset;
-                }
-                _ => joined.push(span),
-            }
-        }
-        joined
     }
 
     fn copy_block(&mut self, block: u32) -> Result<(), MergeError> {
@@ -369,7 +312,7 @@ impl Mover<'_> {
         write_layers(&self.below, at + run.at, data)
     }
 
-    fn wait_for_leavers(&self) -> Result<(), MergeError> {
+    pub(super) fn wait_for_leavers(&self) -> Result<(), MergeError> {
         match self.disk.chain.wait_for_leavers(&|| self.stopped()) {
             true => Ok(()),
             false => Err(self.why_stopped()),
@@ -388,7 +331,7 @@ impl Mover<'_> {
         }
     }
 
-    fn image(&self) -> Result<&dyn LayerFormat, MergeError> {
+    pub(super) fn image(&self) -> Result<&dyn LayerFormat, MergeError> {
         self.upper.image().ok_or_else(|| MergeError::NoParent { upper: self.upper.path.clone() })
     }
 
@@ -397,11 +340,11 @@ impl Mover<'_> {
         lower.ok_or_else(|| MergeError::NoParent { upper: self.upper.path.clone() })
     }
 
-    fn failed(&self, layer: &Layer, action: &'static str, source: io::Error) -> MergeError {
+    pub(super) fn failed(&self, layer: &Layer, action: &'static str, source: io::Error) -> MergeError {
         MergeError::Io { path: layer.path.clone(), action, source }
     }
 
-    fn lower_failed(&self, source: io::Error) -> MergeError {
+    pub(super) fn lower_failed(&self, source: io::Error) -> MergeError {
         let upper = self.upper.path.clone();
         let lower = match self.lower() {
             Ok(lower) => lower.path.clone(),
@@ -431,6 +374,6 @@ fn find_runs(layer: &Layer, at: u64, file_offset: u64, len: u64, runs: &mut Vec<
     })
 }
 
-fn as_usize(value: u64) -> usize {
+pub(super) fn as_usize(value: u64) -> usize {
     usize::try_from(value).unwrap_or(usize::MAX)
 }

@@ -101,6 +101,38 @@ fn a_merge_that_was_begun_goes_on_whatever_the_children_look_like() {
     assert_eq!(all.next_step(), None);
 }
 
+#[test]
+fn a_merge_that_cannot_go_on_holds_up_no_deletion_and_is_the_reason_of_what_waits() {
+    // b goes into a; e is on nothing; c and d are others' rows.
+    let mut all =
+        layers(&["b>a", "e", "d>c"], &[("b", StateOf::Now(SLOT)), ("d", checkpoint(1))], &["a", "e", "c"]);
+    all.set_merging(Some(Merging { upper: "b".into(), lower: "a".into() }));
+    all.forbid(Path::new("a"), "'x' uses it");
+    let plan = all.plan();
+    assert_eq!(plan.steps, [FileStep::Delete("e".into())]);
+    let kept: Vec<_> =
+        plan.kept.iter().map(|kept| (kept.file.to_str().unwrap(), kept.reason.as_str())).collect();
+    assert!(kept.contains(&("a", "'x' uses it")), "{kept:?}");
+    let waits = kept.iter().find(|(file, _)| *file == "c").map(|(_, reason)| *reason);
+    assert!(
+        waits.is_some_and(|why| why.contains("b is half merged into a") && why.contains("'x'")),
+        "{kept:?}"
+    );
+}
+
+#[test]
+fn a_disk_that_was_detached_while_it_was_merged_stays_with_what_it_is_read_from() {
+    let mut all = layers(&["b>a"], &[], &["a"]);
+    all.set_merging(Some(Merging { upper: "b".into(), lower: "a".into() }));
+    let plan = all.plan();
+    assert_eq!(plan.steps, []);
+    assert!(plan.kept.iter().any(|kept| kept.file == Path::new("a")), "{plan:?}");
+    // At the end of a merge the checkpoint names the lower file already, and nothing the upper one.
+    let mut all = layers(&["b>a"], &[("a", checkpoint(1))], &["a"]);
+    all.set_merging(Some(Merging { upper: "b".into(), lower: "a".into() }));
+    assert_eq!(all.next_step(), Some(merge("b", "a", &[], &[])));
+}
+
 /// A machine with one disk: files hold bytes, checkpoints name files.
 #[derive(Clone, Debug)]
 struct World {

@@ -6,7 +6,7 @@ use crate::disks::DisksError;
 use crate::report::chain_of;
 use backstay_disk::{MergeControl, MergeError, Merged};
 use backstay_model::DriveSlot;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use tokio::task::{JoinError, JoinHandle};
 
@@ -50,8 +50,11 @@ impl Owner {
         };
         let control = Arc::new(MergeControl::new());
         control.set_rate(request.rate);
-        let (work, how) = (request.clone(), Arc::clone(&control));
-        let task = tokio::task::spawn_blocking(move || disk.merge_layer(&work.upper, &work.children, &how));
+        let (work, how, guard) = (request.clone(), Arc::clone(&control), self.guard.options());
+        let task = tokio::task::spawn_blocking(move || {
+            how.keep_free(guard.reserve_beside(&work.lower));
+            disk.merge_layer(&work.upper, &work.children, &how)
+        });
         let active = self.merge.insert(ActiveMerge { request, control, task });
         Ok(Reply::Merge(active.outcome()))
     }
@@ -59,6 +62,11 @@ impl Owner {
     /// Whether files of a disk are being merged.
     pub(super) fn merges(&self, slot: DriveSlot) -> bool {
         self.merge.as_ref().is_some_and(|active| active.request.slot == slot)
+    }
+
+    /// The file that grows by a merge under way.
+    pub(super) fn grows_by_merge(&self) -> Option<PathBuf> {
+        self.merge.as_ref().map(|active| active.request.lower.clone())
     }
 
     pub(super) fn merge_status(&self, upper: &Path) -> MergeOutcome {

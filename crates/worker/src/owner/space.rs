@@ -40,10 +40,12 @@ fn look(folders: BTreeSet<PathBuf>) -> View {
 }
 
 impl Owner {
-    /// Folders in which files of the machine grow: disks, records of acknowledged writes, memory of a checkpoint.
+    /// Folders in which files of the machine grow: disks, the parent that a layer goes into, records of acknowledged writes, memory of a
+    /// checkpoint.
     fn growing(&self) -> BTreeSet<PathBuf> {
         let mut files = self.disks.growing();
         files.extend(self.job.as_ref().map(|job| job.plan.memory_file.clone()));
+        files.extend(self.grows_by_merge());
         let folders = files.iter().filter_map(|file| file.parent().map(PathBuf::from));
         folders.chain(DiskOptions::default_runtime_dir().filter(|dir| dir.exists())).collect()
     }

@@ -1,4 +1,5 @@
 use crate::app::start::check_drives;
+use crate::app::strangers::blockers;
 use crate::app::testing::{Fixture, call};
 use crate::app::{apply_checkpoint, create_checkpoint, create_vm, delete_vm, register};
 use crate::disks;
@@ -85,7 +86,7 @@ async fn a_disk_that_an_unreadable_machine_may_need_is_not_deleted() {
     let base = fixture.path("base.vhd");
     disks::create(&base, 8 << 20, backstay_api::DiskType::Dynamic).unwrap();
     disks::create_child(&base, &child).unwrap();
-    let other = fixture.machine_with("other", Some(child)).await;
+    let other = fixture.machine_with("other", Some(child.clone())).await;
     std::fs::rename(&other.config_file, fixture.path("aside")).unwrap();
     fixture.restart().await;
     fixture.machine_with("own", Some(base.clone())).await;
@@ -99,8 +100,9 @@ async fn a_disk_that_an_unreadable_machine_may_need_is_not_deleted() {
     assert!(words.contains(other.config_file.to_str().unwrap()) && words.contains("keep the"), "{words}");
     assert!(base.exists());
 
-    // Whoever moves the file away says that it does not count; no restart is needed.
+    // Whoever moves the file away says that it does not count, and so with the disk that is made on it; no restart is needed.
     std::fs::remove_file(&other.config_file).unwrap();
+    std::fs::remove_file(&child).unwrap();
     let task = fixture.end(delete_vm(&fixture.app, "own", query, &call()).await.unwrap()).await;
     assert_eq!((task.state, base.exists()), (TaskState::Succeeded, false), "{task:?}");
 }
@@ -153,6 +155,32 @@ async fn what_a_machine_writes_to_is_no_parent_of_anothers_disk() {
         let (_, blockers) = check_drives(&fixture.app, &machine).await.unwrap();
         assert!(blockers.is_empty(), "{name}: {blockers:?}");
     }
+}
+
+#[tokio::test]
+async fn a_disk_that_nobody_has_keeps_its_parent_from_being_written_and_deleted() {
+    let fixture = Fixture::new();
+    let machine = fixture.machine("web").await;
+    let top = disk_of(&machine);
+    assert_eq!(blockers(&fixture.app, &machine).await.unwrap(), []);
+    // A copy of the disk has the same id, and a child of that copy is nobody's concern.
+    let copies = top.parent().unwrap().join("copies");
+    std::fs::create_dir(&copies).unwrap();
+    let copy = copies.join(top.file_name().unwrap());
+    std::fs::copy(&top, &copy).unwrap();
+    disks::create_child(&copy, &top.with_file_name("of-the-copy.vhdx")).unwrap();
+    assert_eq!(blockers(&fixture.app, &machine).await.unwrap(), []);
+    let child = top.with_file_name("by-hand.vhdx");
+    disks::create_child(&top, &child).unwrap();
+    let found = blockers(&fixture.app, &machine).await.unwrap();
+    let named =
+        |path: &Path| found.iter().filter(|b| b.detail.starts_with(&path.display().to_string())).count();
+    assert_eq!(named(&child), 1, "{found:?}");
+
+    let query = VmDelete { delete_disks: true, dry_run: false };
+    let task = fixture.end(delete_vm(&fixture.app, "web", query, &call()).await.unwrap()).await;
+    assert_eq!((task.state, top.exists(), child.exists()), (TaskState::Succeeded, true, true), "{task:?}");
+    assert!(format!("{task:?}").contains("by-hand.vhdx is made on it"), "{task:?}");
 }
 
 #[tokio::test]
