@@ -113,8 +113,16 @@ pub fn create(path: &Path, size: u64, disk_type: DiskType) -> Result<(), Failure
 /// # Errors
 /// `exists`, `damaged`, `no-space`.
 pub fn create_child(parent: &Path, child: &Path) -> Result<(), Failure> {
+    create_child_as(parent, child, Identity::fresh())
+}
+
+/// As [`create_child`], with an identity that is known before.
+///
+/// # Errors
+/// As [`create_child`].
+pub fn create_child_as(parent: &Path, child: &Path, identity: Identity) -> Result<(), Failure> {
     let what = NewDisk::Differencing { parent: parent.into(), block_size: DEFAULT_BLOCK_SIZE };
-    create_disk(&fs::HostFs::shared(), child, &what, Identity::fresh()).map_err(create_failure)
+    create_disk(&fs::HostFs::shared(), child, &what, identity).map_err(create_failure)
 }
 
 /// The problem of a disk that cannot be opened.
@@ -235,11 +243,15 @@ pub fn copy(
     from: &Path,
     to: &Path,
     form: ConvertTo,
+    identity: Identity,
     progress: &(dyn Fn(u64) + Sync),
     cancel: &AtomicBool,
 ) -> Result<(), Failure> {
-    let request =
-        ConvertRequest { options: look_options(), ..ConvertRequest::new(from.into(), to.into(), form) };
+    let request = ConvertRequest {
+        options: look_options(),
+        identity,
+        ..ConvertRequest::new(from.into(), to.into(), form)
+    };
     let report = |at: Progress| progress(at.done);
     match convert(&fs::HostFs::shared(), &request, &report, cancel) {
         Ok(_) => Ok(()),

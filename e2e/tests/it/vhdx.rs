@@ -101,7 +101,8 @@ fn checkpoints_come_and_go_on_vhdx_and_vhd_together() {
 #[test]
 fn it_is_saved_cut_off_and_merged_while_off() {
     let mut host = Host::start();
-    let first = machine(&host, "m", &[]);
+    // It would be started again after the power cut, and the merge would be one of a machine that is on.
+    let first = machine(&host, "m", &["--host-start", "nothing"]);
     let mut guest = booted(&host, "m");
     guest.write(FIRST, 0x100, 0x11).unwrap();
     host.ok(&["checkpoint", "create", "m", "one"]);

@@ -15,7 +15,7 @@ use crate::layout::{Layout, extension_like};
 use crate::store::TaskNote;
 use crate::tasks::{Hold, TaskContext, TaskSpec, store_failure};
 use backstay_api::{Blocker, ObjectKind, ObjectRef, Plan, ProblemCode, VmClone};
-use backstay_disk::ConvertTo;
+use backstay_disk::{ConvertTo, Identity};
 use backstay_hyperv::{VmConfig, filetime_from_unix_ms};
 use backstay_model::{CheckpointId, DriveMedia, DriveSlot, Generation, NicId, VmId, VmName, VmSpec, VmState};
 use jiff::Timestamp;
@@ -87,10 +87,12 @@ fn needs_source_off(machine: &Machine, body: &VmClone) -> bool {
 
 /// Ends what a former daemon left of a clone that it did not finish.
 pub(super) async fn clear_up(note: Option<&TaskNote>) {
-    let Some(TaskNote::Clone { config, files }) = note else { return };
-    let (config, files) = (config.clone(), files.clone());
+    let Some(TaskNote::Clone { config, files, next }) = note else { return };
+    let (config, mut files, next) = (config.clone(), files.clone(), next.clone());
     let cleared = blocking(move || {
         if !config.exists() {
+            // The daemon may have died just after it got its name.
+            files.extend(next.filter(|(path, id)| is_disk(path, *id)).map(|(path, _)| path));
             remove_disks(&files);
         }
         Ok(())
@@ -98,6 +100,11 @@ pub(super) async fn clear_up(note: Option<&TaskNote>) {
     if let Err(failure) = cleared.await {
         tracing::warn!(error = failure.full_message(), "what is left of a clone could not be removed");
     }
+}
+
+/// Whether it is the disk with that identity, and no other file that took its name.
+fn is_disk(path: &std::path::Path, id: Uuid) -> bool {
+    disks::kinship(path).ok().flatten().is_some_and(|kin| kin.identity == id)
 }
 
 async fn decide(app: &App, machine: &Machine, body: &VmClone, id: VmId) -> Result<Cloning, Failure> {
@@ -330,11 +337,14 @@ async fn fill(
     let total: u64 = cloning.disks.iter().map(|disk| disk.size).sum::<u64>().max(1);
     let mut before = 0;
     for disk in &cloning.disks {
-        make_disk(context, disk, (before, total)).await?;
+        let identity = Identity::fresh();
+        let next = Some((disk.to.clone(), identity.unique_id));
+        context.note(&TaskNote::Clone { config: config_file.clone(), files: made.clone(), next }).await;
+        make_disk(context, disk, identity, (before, total)).await?;
         before += disk.size;
         made.push(disk.to.clone());
-        context.note(&TaskNote::Clone { config: config_file.clone(), files: made.clone() }).await;
     }
+    context.note(&TaskNote::Clone { config: config_file.clone(), files: made.clone(), next: None }).await;
     context.cancellable(false)?;
     let root = cloning.layout.root().to_path_buf();
     let registered =
@@ -359,12 +369,13 @@ async fn fill(
 async fn make_disk(
     context: &TaskContext,
     disk: &NewDisk,
+    identity: Identity,
     (before, total): (u64, u64),
 ) -> Result<(), Failure> {
     context.progress(percent(before, total), &format!("making the disk at {}", disk.slot));
     let Some(form) = disk.copy else {
         let (from, to) = (disk.from.clone(), disk.to.clone());
-        return blocking(move || disks::create_child(&from, &to)).await;
+        return blocking(move || disks::create_child_as(&from, &to, identity)).await;
     };
     let cancel = Arc::new(AtomicBool::new(false));
     let copying = {
@@ -372,7 +383,7 @@ async fn make_disk(
         let words = format!("copying the disk at {}", disk.slot);
         blocking(move || {
             let progress = |done| context.progress(percent(before + done, total), &words);
-            disks::copy(&disk.from, &disk.to, form, &progress, &cancel)
+            disks::copy(&disk.from, &disk.to, form, identity, &progress, &cancel)
         })
     };
     tokio::pin!(copying);

@@ -6,6 +6,7 @@ use backstay_model::{CheckpointId, TaskId, VmId};
 use rusqlite::{Connection, OptionalExtension, params};
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
+use uuid::Uuid;
 
 /// What a task needs to be taken up again by the next daemon.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -30,6 +31,9 @@ pub enum TaskNote {
         config: PathBuf,
         /// Disks that were made for it.
         files: Vec<PathBuf>,
+        /// The disk that is made now, and what children will name it by: another file of that name is somebody else's.
+        #[serde(default)]
+        next: Option<(PathBuf, Uuid)>,
     },
     /// A checkpoint that is being exported.
     Export {
