@@ -108,7 +108,7 @@ impl DiskFolder {
     }
 
     /// The next byte from `offset` on that is data, or is none.
-    fn seek(&self, ino: INodeNo, offset: i64, whence: i32) -> Result<i64, Errno> {
+    fn next_extent(&self, ino: INodeNo, offset: i64, whence: i32) -> Result<i64, Errno> {
         let data = match whence {
             libc_seek::DATA => true,
             libc_seek::HOLE => false,
@@ -119,7 +119,8 @@ impl DiskFolder {
         if from >= entry.len {
             return Err(Errno::ENXIO);
         }
-        let found = self.window.seek(entry.offset + from, entry.offset + entry.len, data).map_err(errno)?;
+        let found =
+            self.window.next_extent(entry.offset + from, entry.offset + entry.len, data).map_err(errno)?;
         // Behind the end is a hole, and no data.
         let found = match (found, data) {
             (Some(at), _) => at - entry.offset,
@@ -298,7 +299,7 @@ impl Filesystem for DiskFolder {
     }
 
     fn lseek(&self, _: &Request, ino: INodeNo, _: FileHandle, offset: i64, whence: i32, reply: ReplyLseek) {
-        match self.seek(ino, offset, whence) {
+        match self.next_extent(ino, offset, whence) {
             Ok(at) => reply.offset(at),
             Err(error) => reply.error(error),
         }

@@ -84,7 +84,7 @@ impl Window {
     }
 
     /// The first byte in a range that is allocated, or with `data` false is not.
-    pub(super) fn seek(&self, from: u64, to: u64, data: bool) -> io::Result<Option<u64>> {
+    pub(super) fn next_extent(&self, from: u64, to: u64, data: bool) -> io::Result<Option<u64>> {
         let (mut at, _) = self.around(from, 0);
         while at < to {
             let (start, len) = self.around(at, to - at);
@@ -148,12 +148,12 @@ mod tests {
         let (_folder, window) = disk();
         window.write(3 << 20, &[7; 65536]).unwrap();
         let (from, end) = (0, 8 << 20);
-        assert_eq!(window.seek(from, end, false).unwrap(), Some(0));
-        let data = window.seek(from, end, true).unwrap().unwrap();
+        assert_eq!(window.next_extent(from, end, false).unwrap(), Some(0));
+        let data = window.next_extent(from, end, true).unwrap().unwrap();
         assert!((2 << 20..=3 << 20).contains(&data), "{data}");
-        assert_eq!(window.seek((3 << 20) + 5, end, true).unwrap(), Some((3 << 20) + 5));
-        let hole = window.seek(3 << 20, end, false).unwrap().unwrap();
+        assert_eq!(window.next_extent((3 << 20) + 5, end, true).unwrap(), Some((3 << 20) + 5));
+        let hole = window.next_extent(3 << 20, end, false).unwrap().unwrap();
         assert!(((3 << 20) + 65536..=4 << 20).contains(&hole), "{hole}");
-        assert_eq!(window.seek(hole, end, true).unwrap(), None);
+        assert_eq!(window.next_extent(hole, end, true).unwrap(), None);
     }
 }
