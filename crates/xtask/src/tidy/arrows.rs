@@ -11,6 +11,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("model", &[]),
     ("vhd", &[]),
     ("hyperv", &["model"]),
+    ("cluster", &["model"]),
     ("disk", &["vhd"]),
     ("qemu", &["model"]),
     ("worker", &["qemu", "disk", "model"]),

@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 use std::fs;
 use std::path::Path;
 
-const PURE: &[&str] = &["model", "vhd", "hyperv"];
+const PURE: &[&str] = &["model", "vhd", "hyperv", "cluster"];
 
 const FOREIGN_CRATES: &[&str] = &[
     "tokio",
