@@ -313,7 +313,7 @@ fn set_nic(root: &mut Element, nic: &NicSpec) {
     }
 }
 
-fn boot_word(device: BootDevice) -> &'static str {
+pub(crate) fn boot_word(device: BootDevice) -> &'static str {
     match device {
         BootDevice::Optical => "Optical",
         BootDevice::HardDrive => "HardDrive",

@@ -44,6 +44,9 @@ pub enum ParseError {
     /// XML, but something else.
     #[error("the root element is <{0}>: a Hyper-V configuration starts with <configuration>")]
     OtherRoot(String),
+    /// XML, but no export.
+    #[error("the root element is <{0}>: an export starts with <DECLARATIONS>")]
+    NoCim(String),
     /// Nothing in it.
     #[error("the file has no XML element: it is empty or was cut off")]
     Empty,

@@ -29,8 +29,8 @@ pub(crate) fn decode(bytes: &[u8]) -> Result<String, ParseError> {
     match bytes {
         [0xFF, 0xFE, rest @ ..] => decode_utf16(rest, u16::from_le_bytes, 2),
         [0xFE, 0xFF, rest @ ..] => decode_utf16(rest, u16::from_be_bytes, 2),
-        [b'<', 0, ..] => decode_utf16(bytes, u16::from_le_bytes, 0),
-        [0, b'<', ..] => decode_utf16(bytes, u16::from_be_bytes, 0),
+        [b'<' | b'{' | b'[', 0, ..] => decode_utf16(bytes, u16::from_le_bytes, 0),
+        [0, b'<' | b'{' | b'[', ..] => decode_utf16(bytes, u16::from_be_bytes, 0),
         [0xEF, 0xBB, 0xBF, rest @ ..] => decode_utf8(rest, 3),
         _ => decode_utf8(bytes, 0),
     }

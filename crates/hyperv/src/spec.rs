@@ -403,7 +403,7 @@ impl SpecReader<'_> {
     }
 }
 
-fn boot_device(word: &str) -> Option<BootDevice> {
+pub(crate) fn boot_device(word: &str) -> Option<BootDevice> {
     match word {
         "Optical" => Some(BootDevice::Optical),
         "HardDrive" => Some(BootDevice::HardDrive),
@@ -414,7 +414,7 @@ fn boot_device(word: &str) -> Option<BootDevice> {
 }
 
 /// A name made of what is usable in `found`, else the GUID.
-fn safe_name(found: &str, id: Uuid) -> VmName {
+pub(crate) fn safe_name(found: &str, id: Uuid) -> VmName {
     let kept: String =
         found.chars().filter(|c| VmName::new(c.to_string()).is_ok() || *c == ' ').take(100).collect();
     match VmName::new(kept.trim()) {
@@ -427,7 +427,7 @@ fn safe_name(found: &str, id: Uuid) -> VmName {
 }
 
 /// An address in Microsoft's range made of the card's GUID: always the same for the same card.
-fn derived_mac(id: Uuid) -> MacAddress {
+pub(crate) fn derived_mac(id: Uuid) -> MacAddress {
     let bytes = id.as_bytes();
     let fold = |a: usize, b: usize, c: usize| bytes[a] ^ bytes[b] ^ bytes[c];
     MacAddress([0x00, 0x15, 0x5D, fold(0, 5, 10), fold(1, 6, 11), fold(2, 7, 12)])

@@ -4,7 +4,7 @@ use crate::config::VmConfig;
 use crate::devices::{BIOS, IDE};
 use crate::error::ApplyError;
 use crate::tree::Value;
-use backstay_model::{VirtualHardware, VmSpec};
+use backstay_model::{VirtualHardware, VmId, VmSpec};
 use uuid::{Builder, Uuid};
 
 /// What every machine has, as Windows Server 2012 R2 writes it; values that differ per machine are empty.
@@ -21,17 +21,24 @@ const GENERATION_1_ONLY: [&str; 6] = [
     "_655bc5c5-a784-46b7-81bc-e26328f7eb0e_",
 ];
 
-pub(crate) fn build(spec: &VmSpec, created: u64) -> Result<VmConfig, ApplyError> {
+/// The tree of a machine of which only this is known. `created` is a FILETIME.
+pub(crate) fn bare(id: VmId, hardware: VirtualHardware, created: u64) -> Result<VmConfig, ApplyError> {
     let mut config = VmConfig::parse(TEMPLATE.as_bytes()).map_err(ApplyError::Template)?;
     let root = &mut config.root;
-    root.set_str("properties/global_id", &spec.id.to_string());
-    root.set_str("settings/global/logical_id", &spec.id.to_string());
-    if spec.hardware == VirtualHardware::Gen2 {
+    root.set_str("properties/global_id", &id.to_string());
+    root.set_str("settings/global/logical_id", &id.to_string());
+    if hardware == VirtualHardware::Gen2 {
         for section in GENERATION_1_ONLY {
             root.remove(section);
         }
     }
     root.set("properties/creation_time", &Value::Bytes(created.to_le_bytes().to_vec()));
+    Ok(config)
+}
+
+pub(crate) fn build(spec: &VmSpec, created: u64) -> Result<VmConfig, ApplyError> {
+    let mut config = bare(spec.id, spec.hardware, created)?;
+    let root = &mut config.root;
     let serial = serial_number(derive(spec.id.0, "serial number", 0));
     for leaf in
         ["base_board/serial_number", "bios_serial_number", "chassis/asset_tag", "chassis/serial_number"]

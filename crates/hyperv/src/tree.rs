@@ -239,7 +239,7 @@ impl Element {
     }
 
     /// Replaces text and `type`; other attributes and foreign children stay.
-    fn put(&mut self, value: &Value) {
+    pub(crate) fn put(&mut self, value: &Value) {
         match self.attributes.iter_mut().find(|(name, _)| name == "type") {
             Some((_, type_name)) => value.type_name().clone_into(type_name),
             None => self.attributes.push(("type".into(), value.type_name().into())),

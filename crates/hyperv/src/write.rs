@@ -5,16 +5,43 @@ use crate::tree::{Element, Node};
 
 const DECLARATION: &str = "<?xml version=\"1.0\" encoding=\"UTF-16\" standalone=\"yes\"?>\r\n";
 
+/// Where line breaks go.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Layout {
+    /// A line per element, at this depth.
+    Lines(usize),
+    /// None at all.
+    Compact,
+}
+
+impl Layout {
+    fn deeper(self) -> Self {
+        match self {
+            Self::Lines(depth) => Self::Lines(depth + 1),
+            Self::Compact => Self::Compact,
+        }
+    }
+}
+
 pub(crate) fn to_bytes(before: &[Node], root: &Element, after: &[Node]) -> Vec<u8> {
+    bytes(before, root, after, Layout::Lines(0))
+}
+
+/// The same without line breaks and indentation.
+pub(crate) fn to_bytes_compact(before: &[Node], root: &Element, after: &[Node]) -> Vec<u8> {
+    bytes(before, root, after, Layout::Compact)
+}
+
+fn bytes(before: &[Node], root: &Element, after: &[Node], layout: Layout) -> Vec<u8> {
     let mut text = String::from(DECLARATION);
     for node in before {
-        write_node(&mut text, node, 0);
+        write_node(&mut text, node, layout);
         text.push_str("\r\n");
     }
-    write_element(&mut text, root, 0);
+    write_element(&mut text, root, layout);
     text.push_str("\r\n");
     for node in after {
-        write_node(&mut text, node, 0);
+        write_node(&mut text, node, layout);
         text.push_str("\r\n");
     }
     let mut bytes = Vec::with_capacity(2 + 2 * text.len());
@@ -25,9 +52,9 @@ pub(crate) fn to_bytes(before: &[Node], root: &Element, after: &[Node]) -> Vec<u
     bytes
 }
 
-fn write_node(out: &mut String, node: &Node, depth: usize) {
+fn write_node(out: &mut String, node: &Node, layout: Layout) {
     match node {
-        Node::Element(element) => write_element(out, element, depth),
+        Node::Element(element) => write_element(out, element, layout),
         Node::Text(text) => escape(out, text, false),
         Node::Comment(text) => {
             out.push_str("<!--");
@@ -42,7 +69,7 @@ fn write_node(out: &mut String, node: &Node, depth: usize) {
     }
 }
 
-fn write_element(out: &mut String, element: &Element, depth: usize) {
+fn write_element(out: &mut String, element: &Element, layout: Layout) {
     out.push('<');
     out.push_str(&element.name);
     for (name, value) in &element.attributes {
@@ -54,22 +81,25 @@ fn write_element(out: &mut String, element: &Element, depth: usize) {
     }
     out.push('>');
     // Text makes every blank count, so only elements without any are laid out over lines.
-    let lines = !element.nodes.is_empty() && !element.nodes.iter().any(|node| matches!(node, Node::Text(_)));
+    let lines = layout != Layout::Compact
+        && !element.nodes.is_empty()
+        && !element.nodes.iter().any(|node| matches!(node, Node::Text(_)));
     for node in &element.nodes {
         if lines {
-            new_line(out, depth + 1);
+            new_line(out, layout.deeper());
         }
-        write_node(out, node, depth + 1);
+        write_node(out, node, layout.deeper());
     }
     if lines {
-        new_line(out, depth);
+        new_line(out, layout);
     }
     out.push_str("</");
     out.push_str(&element.name);
     out.push('>');
 }
 
-fn new_line(out: &mut String, depth: usize) {
+fn new_line(out: &mut String, layout: Layout) {
+    let Layout::Lines(depth) = layout else { return };
     out.push_str("\r\n");
     for _ in 0..depth {
         out.push_str("  ");
