@@ -18,7 +18,7 @@ pub enum Target {
     Hyperv2008,
     /// Windows Server 2012 R2 and later: `.xml`.
     Hyperv2012R2,
-    /// This product: `.xml`.
+    /// This product: `.xml`. For a machine of ours the files that it has say more than a [`Machine`] can: copy those.
     Backstay,
 }
 

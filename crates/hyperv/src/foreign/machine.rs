@@ -9,8 +9,11 @@ use uuid::Uuid;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum SourceKind {
-    /// A configuration of Windows Server 2008 to 2012 R2, or of this product.
+    /// A configuration of Windows Server 2008 to 2012 R2.
     Xml,
+    /// A configuration of this product: it pins a machine type. Virtio disks and cards, limits and what else only exists
+    /// here are not part of a [`Machine`]: whoever wants them reads the file as [`VmConfig`](crate::VmConfig).
+    Own,
     /// An export of Windows Server 2008 or 2008 R2.
     Exp,
     /// A configuration of Windows Server 2016 or later. Reading it is best effort: no specification is published.

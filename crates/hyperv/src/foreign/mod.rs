@@ -14,6 +14,11 @@
 //! Nothing here is judged: paths, names and numbers are as the source wrote them, and what nobody understood is listed
 //! with its path, value and the reason ([`NotUnderstood`]). [`Machine::to_spec`] makes a machine of this product of it
 //! and tells every [`Difference`]; [`export_files`] goes the other way.
+//!
+//! A configuration file of ours comes of it in one of two ways. A `.xml` keeps every node it has: parse it as
+//! [`VmConfig`](crate::VmConfig) and apply the converted machine to it. For the other forms [`Machine::to_config`] makes a
+//! tree that holds what a [`VmSpec`](backstay_model::VmSpec) does not (serial numbers, clock, integration services), to which
+//! the converted machine is applied likewise.
 
 mod adopt;
 mod collector;

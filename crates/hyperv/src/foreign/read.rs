@@ -129,13 +129,15 @@ pub fn read(bytes: &[u8], place: Place) -> Result<Vec<Document>, ReadError> {
     }
 }
 
-/// Reads a `.xml` of Windows Server 2008 to 2012 R2, or one of ours.
+/// Reads a `.xml` of Windows Server 2008 to 2012 R2, or one of ours ([`SourceKind::Own`]).
 ///
 /// # Errors
 /// As [`VmConfig::parse`].
 pub fn read_xml(bytes: &[u8], place: Place) -> Result<Document, ReadError> {
     let config = VmConfig::parse(bytes).map_err(ReadError::Xml)?;
-    Ok(from_tree::document(config.root(), SourceKind::Xml, place))
+    let ours = config.get("backstay/machine_type").is_some_and(|leaf| !leaf.text().is_empty());
+    let kind = if ours { SourceKind::Own } else { SourceKind::Xml };
+    Ok(from_tree::document(config.root(), kind, place))
 }
 
 /// Reads a `.exp` of Windows Server 2008 and 2008 R2: one machine, with the checkpoints that are in the same file, or

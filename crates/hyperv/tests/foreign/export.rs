@@ -137,6 +137,8 @@ fn spec() -> VmSpec {
 #[test]
 fn our_own_machine_comes_to_places_that_others_have() {
     let config = VmConfig::new(&spec(), 0).unwrap();
+    let own = only_machine(read(&config.to_bytes(), Place::default()).unwrap());
+    assert_eq!(own.source.kind, SourceKind::Own, "it is told that there is more to it");
     let mut copy = config.clone();
     let meta = backstay_hyperv::CheckpointMeta {
         id: backstay_model::CheckpointId(guid(8)),
