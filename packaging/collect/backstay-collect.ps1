@@ -323,8 +323,9 @@ function Get-ComPorts([string]$Owner) {
     foreach ($one in $all) {
         $pipe = Get-First $one 'Connection'
         if (-not $pipe) { continue }
-        $number = [int](Get-Parts $one.InstanceID | Select-Object -Last 1) + 1
+        $number = $null
         if ("$($one.ElementName)" -match 'COM\s*(\d+)') { $number = [int]$Matches[1] }
+        elseif ("$($one.InstanceID)" -match '\\(\d+)$') { $number = [int]$Matches[1] + 1 }
         $ports += @{ number = $number; path = $pipe }
     }
     , $ports

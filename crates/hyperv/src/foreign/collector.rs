@@ -7,7 +7,7 @@ use super::hardware::{
 };
 use super::machine::{
     Actions, Checkpoint, CheckpointKind, DataRoots, Document, Machine, NotUnderstood, Recovery, SavedState,
-    Source, SourceKind,
+    Source, SourceKind, limit,
 };
 use super::read::ReadError;
 use backstay_model::{BootDevice, HostStartAction, HostStopAction, MacAddress, VirtualHardware};
@@ -246,6 +246,7 @@ fn machine(mut fields: Fields<'_>, host: Option<&String>) -> Machine {
         machine.adopt(checkpoint);
     }
     machine.not_understood.append(&mut notes);
+    limit(&mut machine.not_understood);
     machine
 }
 
@@ -271,6 +272,7 @@ fn checkpoint(mut fields: Fields<'_>, machine: &Machine, host: Option<&String>) 
     let mut notes = Vec::new();
     checkpoint.settings = settings(&mut fields, &mut notes);
     notes.append(&mut fields.finish());
+    limit(&mut notes);
     checkpoint.not_understood = notes;
     checkpoint
 }

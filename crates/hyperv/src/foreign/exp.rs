@@ -3,16 +3,13 @@
 use super::exp_rasd;
 use super::hardware::{Integration, IntegrationService, Settings};
 use super::machine::{
-    Actions, Checkpoint, DataRoots, Document, Machine, NotUnderstood, Recovery, Source, SourceKind,
+    Actions, Checkpoint, DataRoots, Document, Machine, NotUnderstood, Recovery, Source, SourceKind, limit,
 };
 use super::read::Place;
 use crate::cim::{CimDocument, CimValue, Instance, interval_s, unix_ms};
 use backstay_model::{BootDevice, HostStartAction, HostStopAction, VirtualHardware};
 use std::collections::{BTreeMap, BTreeSet};
 use uuid::Uuid;
-
-/// Entries of what was not understood, for all instances together.
-const MOST_NOTES: usize = 300;
 
 /// Properties that say nothing about the machine: WMI's own, texts that are the same everywhere, units, pools.
 const OF_NO_INTEREST: [&str; 25] = [
@@ -313,6 +310,7 @@ impl Reading<'_> {
         let mut notes = record.finish();
         let records = own.and_then(|own| self.parts.remove(&Some(own))).unwrap_or_default();
         checkpoint.settings = self.hardware(records, settings, &mut notes);
+        limit(&mut notes);
         checkpoint.not_understood = notes;
         checkpoint
     }
@@ -350,11 +348,7 @@ impl Reading<'_> {
             }
         }
         machine.not_understood.append(&mut self.notes);
-        let left = machine.not_understood.len().saturating_sub(MOST_NOTES);
-        machine.not_understood.truncate(MOST_NOTES);
-        if left > 0 {
-            machine.not_understood.push(NotUnderstood::new("", left.to_string(), "further notes"));
-        }
+        limit(&mut machine.not_understood);
     }
 }
 

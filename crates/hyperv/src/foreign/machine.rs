@@ -199,6 +199,16 @@ impl NotUnderstood {
     }
 }
 
+/// Cuts a list that somebody's file made long; what is left out is counted.
+pub(super) fn limit(notes: &mut Vec<NotUnderstood>) {
+    const MOST: usize = 300;
+    let left = notes.len().saturating_sub(MOST);
+    if left > 0 {
+        notes.truncate(MOST);
+        notes.push(NotUnderstood::new("", left.to_string(), "further values that were not understood"));
+    }
+}
+
 impl Machine {
     /// A machine of which nothing is known yet.
     #[must_use]

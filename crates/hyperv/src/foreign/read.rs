@@ -121,7 +121,7 @@ fn first_element(mut text: &str) -> Option<&str> {
 /// (16 MiB of input, 200 000 elements, 64 levels), whatever the bytes are.
 pub fn read(bytes: &[u8], place: Place) -> Result<Vec<Document>, ReadError> {
     match sniff(bytes) {
-        Some(SourceKind::Xml) => Ok(vec![read_xml(bytes, place)?]),
+        Some(SourceKind::Xml | SourceKind::Own) => Ok(vec![read_xml(bytes, place)?]),
         Some(SourceKind::Exp) => read_exp(bytes, place),
         Some(SourceKind::Vmcx) => Ok(vec![read_vmcx(bytes, place)?]),
         Some(SourceKind::Collector) => read_collected(bytes),

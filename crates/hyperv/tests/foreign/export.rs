@@ -246,6 +246,7 @@ fn machines() -> impl Strategy<Value = Machine> {
 }
 
 proptest! {
+    #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
     #[test]
     fn any_machine_survives_every_form(machine in machines()) {
         for target in [Target::Hyperv2008, Target::Hyperv2012R2, Target::Backstay] {

@@ -87,3 +87,15 @@ fn rings_of_snapshots_and_thousands_of_them() {
     assert_eq!(machine.checkpoints.len(), 1024);
     machine.settle_tree();
 }
+
+#[test]
+fn a_collectors_file_with_a_hundred_thousand_surprises() {
+    let members: String = (0..100).map(|n| format!(r#""m{n}": {n}, "#)).collect();
+    let drives = format!(r#"{{{members}"path": "x"}},"#).repeat(1000);
+    let text = format!(
+        r#"{{"format": "backstay-collect", "version": 1, "machines": [{{"settings": {{"drives": [{drives} 7]}}}}]}}"#
+    );
+    let machine = only_machine(read(text.as_bytes(), Place::default()).unwrap());
+    assert_eq!(machine.not_understood.len(), 301);
+    assert!(machine.not_understood[300].why.contains("further"));
+}
