@@ -21,6 +21,7 @@ mod quorum;
 mod resource;
 mod restart;
 mod runner;
+pub mod sim;
 mod time;
 mod view;
 mod vm_heartbeat;
