@@ -85,6 +85,13 @@ fn the_seeds_are_made_from_machines_of_ours() {
     let small = backstay_hyperv::VmConfig::parse(b"<configuration><a type=\"integer\">1</a></configuration>")
         .unwrap();
     put("hyperv_vmcx", "small", &Store::of_configuration(small.root()).to_bytes().unwrap());
+    put(
+        "hyperv_xml",
+        "small",
+        b"<configuration><properties><name type=\"string\">a</name></properties></configuration>",
+    );
+    let small = "<INSTANCE CLASSNAME=\"Msvm_VirtualSystemSettingData\"><PROPERTY NAME=\"SettingType\"><VALUE>5</VALUE></PROPERTY></INSTANCE>";
+    put("hyperv_exp", "small", small.as_bytes());
     put("hyperv_store", "tree", &[0, 1, 2, 3, 0, 9, 5, 40, 7, 200, 1, 5, 7, 121, 1, 1, 6, 1]);
     put("hyperv_collector", "one", super::collector::ONE.as_bytes());
 }

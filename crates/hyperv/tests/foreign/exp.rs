@@ -7,6 +7,8 @@ use backstay_hyperv::foreign::{
 };
 use backstay_hyperv::{CimDocument, ParseError};
 use backstay_model::{BootDevice, HostStartAction, HostStopAction};
+use proptest::collection::vec;
+use proptest::prelude::*;
 use std::process::Command;
 
 const VM: &str = "2F1DD3A9-FD64-4174-BAD2-97B61A4BC0F5";
@@ -262,4 +264,54 @@ fn what_is_no_export_is_refused_with_the_reason() {
     let bomb = b"<!DOCTYPE a [<!ENTITY b \"c\">]><DECLARATIONS>&b;</DECLARATIONS>";
     assert!(matches!(read_exp(bomb, Place::default()), Err(ReadError::Exp(ParseError::Entity(_)))));
     assert!(matches!(CimDocument::parse(b"<configuration/>"), Err(ParseError::NoCim(_))));
+}
+
+/// Names of elements and attributes, known ones among them.
+fn name() -> impl Strategy<Value = String> {
+    prop_oneof![
+        Just("INSTANCE".to_owned()),
+        Just("PROPERTY".to_owned()),
+        Just("VALUE".to_owned()),
+        Just("QUALIFIER".to_owned()),
+        "[A-Z][A-Za-z._]{0,8}",
+    ]
+}
+
+fn escaped() -> impl Strategy<Value = String> {
+    r#"[a-z\\é文 ]{0,10}(&amp;|&lt;|&quot;|&#10;)?[A-Z]{0,4}"#
+}
+
+fn element() -> impl Strategy<Value = String> {
+    let attribute = prop_oneof![
+        escaped().prop_map(|value| format!(r#" NAME="{value}""#)),
+        escaped().prop_map(|value| format!(r#" CLASSNAME="{value}""#)),
+        escaped().prop_map(|value| format!(r#" xml:lang="{value}""#)),
+        Just(String::new()),
+    ];
+    let leaf = (name(), attribute.clone(), escaped())
+        .prop_map(|(name, attribute, text)| format!("<{name}{attribute}>{text}</{name}>"));
+    leaf.prop_recursive(4, 40, 5, move |inner| {
+        (name(), attribute.clone(), vec(inner, 0..5))
+            .prop_map(|(name, attribute, inner)| format!("<{name}{attribute}>{}</{name}>", inner.concat()))
+    })
+}
+
+proptest! {
+    #[test]
+    fn instances_that_nobody_knows_survive(elements in vec(element(), 0..6), comment in "[a-z ]{0,9}") {
+        let text = format!("<DECLARATIONS><!--{comment}--><DECLGROUP>{}</DECLGROUP></DECLARATIONS>", elements.concat());
+        let document = CimDocument::parse(text.as_bytes()).unwrap();
+        let bytes = document.to_bytes();
+        let again = CimDocument::parse(&bytes).unwrap();
+        prop_assert_eq!(&again, &document);
+        prop_assert_eq!(again.to_bytes(), bytes.clone());
+        // An independent look: apart from blanks between elements the text is the same.
+        let units: Vec<u16> = bytes[2..].chunks(2).map(|c| u16::from_le_bytes([c[0], c[1]])).collect();
+        let written = String::from_utf16(&units).unwrap();
+        let plain = |text: &str| {
+            let text = text.replace("\r\n", "\n").replace("&#10;", "\n").replace("&#xA;", "\n").replace("&quot;", "\"");
+            text.split_whitespace().collect::<String>()
+        };
+        prop_assert!(plain(&written).ends_with(&plain(&text)), "{written}");
+    }
 }

@@ -152,6 +152,49 @@ fn damage_is_refused_told_or_without_effect() {
     }
 }
 
+/// As Hyper-V's own checker wants it: entries reach the end of their table exactly.
+#[test]
+fn tables_are_filled_to_their_ends() {
+    let bytes = Store::of_configuration(rich_config().root()).to_bytes().unwrap();
+    let (number, word) = (|at: usize| u32::from_le_bytes(bytes[at..at + 4].try_into().unwrap()), 18);
+    let mut tables = 0;
+    for object in (0x2008..).step_by(word).take(number(0x2004) as usize).filter(|at| bytes[*at] == 2) {
+        let start = number(object + 5) as usize;
+        let mut at = start + 10;
+        while at < start + 4096 {
+            assert!(at + 21 < start + 4096, "an entry that the checker does not see, at {at:#x}");
+            at += number(at + 2) as usize;
+        }
+        assert_eq!(at, start + 4096);
+        tables += 1;
+    }
+    assert!(tables > 3, "{tables}");
+}
+
+#[test]
+fn what_lies_on_top_of_each_other_is_refused() {
+    let values = (0..60).map(|n| entry(&format!("v{n}"), Content::Bytes(vec![n; 3000]))).collect();
+    let bytes = Store { data_version: 0, entries: vec![node("n", values)] }.to_bytes().unwrap();
+    // Every value becomes the whole file.
+    let mut same = bytes.clone();
+    for at in 0x3000..bytes.len() - 12 {
+        let value = u64::from_le_bytes(bytes[at + 4..at + 12].try_into().unwrap());
+        if bytes[at..at + 4] == 3000u32.to_le_bytes() && value % 0x1000 == 0 && value > 0 {
+            same[at..at + 4].copy_from_slice(&u32::try_from(bytes.len()).unwrap().to_le_bytes());
+            same[at + 4..at + 12].fill(0);
+        }
+    }
+    assert!(Store::parse(&same).unwrap_err().to_string().contains("values lie on top"));
+    // Every key table reaches to the end of the file.
+    let mut long = Store::of_configuration(rich_config().root()).to_bytes().unwrap();
+    for object in (0x2008..0x2008 + 18 * 8).step_by(18).filter(|at| long[*at] == 2).collect::<Vec<_>>() {
+        let start = u32::from_le_bytes(long[object + 5..object + 9].try_into().unwrap());
+        let size = u32::try_from(long.len()).unwrap() - start;
+        long[object + 13..object + 17].copy_from_slice(&size.to_le_bytes());
+    }
+    assert!(Store::parse(&long).unwrap_err().to_string().contains("key tables lie on top"));
+}
+
 #[test]
 fn limits_are_named() {
     let too_large = vec![0; (16 << 20) + 1];
