@@ -8,7 +8,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
-use backstay_disk::{DEFAULT_BLOCK_SIZE, Identity, NewDisk, create_disk, fs::HostFs};
+use backstay_disk::{CacheMode, DEFAULT_BLOCK_SIZE, Identity, NewDisk, create_disk, fs::HostFs};
 
 use crate::{
     Bench,
@@ -70,6 +70,7 @@ struct Pair {
     /// Who serves the peer's file.
     by: Who,
     goals: Goals,
+    cache: CacheMode,
     /// Copies of these take the place of the served files before each run that writes, so that both sides always start
     /// from the same state of allocation.
     pristine: bool,
@@ -145,7 +146,7 @@ pub fn run(bench: &Bench, report: &mut Report) -> Result<()> {
          written disks with equal content. The client is the same: one connection, one thread; a run of writes ends with a flush, \
          which counts. A chain has three layers; the upper two hold 30 % of the 64 KiB pieces each. Writes to it start from \
          the same state in every run. Where the peer is \"our raw\", it is our own server with a raw file, which shows what a format \
-         costs. Processor time is that of the server's process, per operation.",
+         costs. \"Past the cache\" is `--cache=none --aio=io_uring` of qemu-nbd, and our `cache = \"none\"`. Processor time is that of the server's process, per operation.",
     );
     for (name, build) in PAIRS {
         let wanted: Vec<&Load> = LOADS.iter().filter(|load| bench.wants(&title(name, load))).collect();
@@ -166,7 +167,7 @@ pub fn run(bench: &Bench, report: &mut Report) -> Result<()> {
 }
 
 type Build = fn(&Bench) -> Result<Pair>;
-const PAIRS: [(&str, Build); 9] = [
+const PAIRS: [(&str, Build); 14] = [
     ("raw vs raw", |bench| plain(bench, "raw vs raw", "raw", |size| NewDisk::Raw { size })),
     ("fixed VHD vs vpc fixed", |bench| {
         plain(bench, "fixed VHD vs vpc fixed", "vpc", |size| NewDisk::Fixed { size })
@@ -185,7 +186,29 @@ const PAIRS: [(&str, Build); 9] = [
         fs::copy(&peer, pristine(&peer))?;
         Ok(Pair { peer, by: Who::Ours, goals: Goals::Raw, ..pair })
     }),
+    ("VHDX chain of 3 vs our raw", |bench| {
+        let pair = chain(bench, "VHDX chain of 3 vs our raw", "vhdx")?;
+        let peer = raw(bench)?;
+        fs::copy(&peer, pristine(&peer))?;
+        Ok(Pair { peer, by: Who::Ours, goals: Goals::Raw, ..pair })
+    }),
+    ("past the cache, raw vs raw", |bench| {
+        past_cache(plain(bench, "past the cache, raw vs raw", "raw", |size| NewDisk::Raw { size }))
+    }),
+    ("past the cache, dynamic VHD vs vpc dynamic", |bench| {
+        past_cache(plain(bench, "past the cache, dynamic VHD vs vpc dynamic", "vpc", dynamic))
+    }),
+    ("past the cache, dynamic VHDX vs vhdx dynamic", |bench| {
+        past_cache(plain(bench, "past the cache, dynamic VHDX vs vhdx dynamic", "vhdx", dynamic))
+    }),
+    ("past the cache, dynamic VHDX vs our raw", |bench| {
+        past_cache(against_raw(bench, "past the cache, dynamic VHDX vs our raw", "vhdx"))
+    }),
 ];
+
+fn past_cache(pair: Result<Pair>) -> Result<Pair> {
+    Ok(Pair { cache: CacheMode::None, ..pair? })
+}
 
 const fn dynamic(size: u64) -> NewDisk {
     NewDisk::Dynamic { size, block_size: DEFAULT_BLOCK_SIZE }
@@ -208,7 +231,7 @@ fn plain(bench: &Bench, name: &'static str, format: &'static str, what: fn(u64) 
     fs::copy(&ours, &peer)?;
     rustix::fs::sync();
     let goals = if name.contains("dynamic") { Goals::Qemu { vpc: format == "vpc" } } else { Goals::None };
-    Ok(Pair { name, ours, peer, by: Who::Qemu(format), goals, pristine: false })
+    Ok(Pair { name, ours, peer, by: Who::Qemu(format), goals, cache: CacheMode::Writeback, pristine: false })
 }
 
 /// A fully written raw file.
@@ -225,7 +248,15 @@ fn against_raw(bench: &Bench, name: &'static str, suffix: &str) -> Result<Pair> 
     fill(bench, Who::Ours, &ours, 1, 100)?;
     let peer = raw(bench)?;
     rustix::fs::sync();
-    Ok(Pair { name, ours, peer, by: Who::Ours, goals: Goals::Raw, pristine: false })
+    Ok(Pair {
+        name,
+        ours,
+        peer,
+        by: Who::Ours,
+        goals: Goals::Raw,
+        cache: CacheMode::Writeback,
+        pristine: false,
+    })
 }
 
 fn chain(bench: &Bench, name: &'static str, suffix: &str) -> Result<Pair> {
@@ -259,7 +290,15 @@ fn chain(bench: &Bench, name: &'static str, suffix: &str) -> Result<Pair> {
     }
     rustix::fs::sync();
     let (by, goals) = (Who::Qemu("qcow2"), Goals::Qemu { vpc: false });
-    Ok(Pair { name, ours: file("ours", 2), peer: file("peer", 2), by, goals, pristine: true })
+    Ok(Pair {
+        name,
+        ours: file("ours", 2),
+        peer: file("peer", 2),
+        by,
+        goals,
+        cache: CacheMode::Writeback,
+        pristine: true,
+    })
 }
 
 fn pristine(path: &Path) -> PathBuf {
@@ -307,8 +346,8 @@ fn compare(bench: &Bench, pair: &Pair, load: &Load) -> Result<[Row; 2]> {
         let (ours, peer) = match servers.take() {
             Some(servers) => servers,
             None => (
-                Running::start(Who::Ours, &pair.ours, bench.path("ours.sock"))?,
-                Running::start(pair.by, &pair.peer, bench.path("peer.sock"))?,
+                Running::start_with(Who::Ours, &pair.ours, bench.path("ours.sock"), pair.cache)?,
+                Running::start_with(pair.by, &pair.peer, bench.path("peer.sock"), pair.cache)?,
             ),
         };
         let job = (load.job)(round as u64 + 1, Until::Time(bench.sizes.run));
@@ -361,7 +400,7 @@ fn qemu_client(bench: &Bench, report: &mut Report) -> Result<()> {
     for (ours, format, write) in rows {
         let what: fn(u64) -> NewDisk = if format == "raw" { |size| NewDisk::Raw { size } } else { dynamic };
         let pair = plain(bench, "qemu-img", format, what)?;
-        let us = Running::start(Who::Ours, &pair.ours, bench.path("ours.sock"))?;
+        let us = Running::start_with(Who::Ours, &pair.ours, bench.path("ours.sock"), pair.cache)?;
         let them = Running::start(Who::Qemu(format), &pair.peer, bench.path("peer.sock"))?;
         let mut row = Row::new(name((ours, format, write)), "IOPS", None);
         for round in 0..=bench.rounds {

@@ -18,6 +18,7 @@ mod vm;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
+use backstay_disk::CacheMode;
 use clap::{Parser, Subcommand};
 
 use crate::{disks::Sizes, report::Report};
@@ -49,7 +50,13 @@ struct Args {
 enum Role {
     /// Serve a disk until standard input ends.
     #[command(hide = true)]
-    Serve { file: PathBuf, socket: PathBuf },
+    Serve {
+        file: PathBuf,
+        socket: PathBuf,
+        /// Past the page cache.
+        #[arg(long)]
+        past_cache: bool,
+    },
     /// Serve a disk and merge its top into its parent when told to.
     #[command(hide = true)]
     MergeServer { file: PathBuf, socket: PathBuf },
@@ -83,7 +90,10 @@ impl Bench {
 fn main() -> Result<()> {
     let args = Args::parse();
     match args.role {
-        Some(Role::Serve { file, socket }) => server::serve(&file, &socket),
+        Some(Role::Serve { file, socket, past_cache }) => {
+            let cache = if past_cache { CacheMode::None } else { CacheMode::Writeback };
+            server::serve(&file, &socket, cache)
+        }
         Some(Role::MergeServer { file, socket }) => merge::serve(&file, &socket),
         Some(Role::Convert { source, target }) => convert::convert(&source, &target),
         Some(Role::Merge { upper }) => offline::merge(&upper),

@@ -12,7 +12,7 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 use backstay_disk::{
-    Backend, Disk, DiskOptions,
+    Backend, CacheMode, Disk, DiskOptions,
     nbd::{ExportSpec, Server},
 };
 
@@ -21,9 +21,10 @@ use crate::machine::{cpu, memory_of};
 const GRACE: Duration = Duration::from_secs(10);
 
 /// The role of a server process: the same engine and server that serve a guest.
-pub fn serve(file: &Path, socket: &Path) -> Result<()> {
+pub fn serve(file: &Path, socket: &Path, cache: CacheMode) -> Result<()> {
     let shadow = tempfile::tempdir_in(tmpfs())?;
-    let options = DiskOptions { runtime_dir: Some(shadow.path().to_owned()), ..DiskOptions::default() };
+    let runtime_dir = Some(shadow.path().to_owned());
+    let options = DiskOptions { runtime_dir, cache, ..DiskOptions::default() };
     let disk = Disk::open(file, options)?;
     let server = Server::bind(socket, 0o600)?;
     let backend: Arc<dyn Backend> = Arc::<Disk>::clone(&disk);
@@ -61,9 +62,14 @@ pub struct Running {
 
 impl Running {
     pub fn start(who: Who, file: &Path, socket: PathBuf) -> Result<Self> {
+        Self::start_with(who, file, socket, CacheMode::Writeback)
+    }
+
+    /// With or without the page cache.
+    pub fn start_with(who: Who, file: &Path, socket: PathBuf, cache: CacheMode) -> Result<Self> {
         let child = match who {
-            Who::Ours => start_ours(file, &socket)?,
-            Who::Qemu(format) => start_qemu(format, file, &socket)?,
+            Who::Ours => start_ours(file, &socket, cache)?,
+            Who::Qemu(format) => start_qemu(format, file, &socket, cache)?,
         };
         let uri = format!("nbd+unix:///disk?socket={}", socket.display());
         Ok(Self { child, ours: matches!(who, Who::Ours), socket, uri })
@@ -99,10 +105,11 @@ impl Drop for Running {
     }
 }
 
-fn start_ours(file: &Path, socket: &Path) -> Result<Child> {
+fn start_ours(file: &Path, socket: &Path, cache: CacheMode) -> Result<Child> {
     let mut child = Command::new(std::env::current_exe()?)
         .arg("serve")
         .args([file, socket])
+        .args((cache == CacheMode::None).then_some("--past-cache"))
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .spawn()?;
@@ -112,21 +119,13 @@ fn start_ours(file: &Path, socket: &Path) -> Result<Child> {
     if line.trim() == "ready" { Ok(child) } else { bail!("the server of {} did not start", file.display()) }
 }
 
-fn start_qemu(format: &str, file: &Path, socket: &Path) -> Result<Child> {
+fn start_qemu(format: &str, file: &Path, socket: &Path, cache: CacheMode) -> Result<Child> {
+    let (cache, aio) = match cache {
+        CacheMode::Writeback => ("--cache=writeback", "--aio=threads"),
+        CacheMode::None => ("--cache=none", "--aio=io_uring"),
+    };
     let mut child = Command::new("qemu-nbd")
-        .args([
-            "-t",
-            "-e",
-            "32",
-            "-x",
-            "disk",
-            "--cache=writeback",
-            "--aio=threads",
-            "--discard=unmap",
-            "-f",
-            format,
-            "-k",
-        ])
+        .args(["-t", "-e", "32", "-x", "disk", cache, aio, "--discard=unmap", "-f", format, "-k"])
         .args([socket, file])
         .stdin(Stdio::piped())
         .spawn()

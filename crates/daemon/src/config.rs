@@ -1,6 +1,7 @@
 //! Settings: `/etc/backstay/backstay.toml`, overridden by the environment. No secrets.
 
 use crate::logging::{LogConfig, LogFormat};
+use backstay_disk::CacheMode;
 use backstay_model::{ByteSize, Cores, ParseSizeError};
 use backstay_worker::guard::GuardOptions;
 use backstay_worker::processors::{ControlPolicy, ProcessorSettings};
@@ -36,6 +37,16 @@ pub struct Config {
     pub checkpoints: CheckpointConfig,
     /// What is kept free on volumes with growing disks.
     pub guard: GuardOptions,
+    /// How disks are read and written.
+    pub disks: DisksConfig,
+}
+
+/// How the disks of machines are read and written, from their next start on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct DisksConfig {
+    /// What the host's page cache is used for.
+    pub cache: CacheMode,
 }
 
 /// The `[metrics]` section.
@@ -216,6 +227,8 @@ struct FileConfig {
     processors: FileProcessors,
     #[serde(default)]
     guard: FileGuard,
+    #[serde(default)]
+    disks: DisksConfig,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -323,6 +336,7 @@ impl Config {
                 read_only: Vec::new(),
             },
             guard: GuardOptions::default(),
+            disks: DisksConfig::default(),
             log: LogConfig::default(),
             metrics: MetricsConfig::default(),
             checkpoints: CheckpointConfig::default(),
@@ -376,6 +390,7 @@ impl Config {
             limits: file.limits.check()?,
             processors: file.processors.check()?,
             guard: guard(&file.guard)?,
+            disks: file.disks,
         };
         if let Some(address) = config.metrics.listen.filter(|address| !address.ip().is_loopback()) {
             return Err(ConfigError::NotLoopback { address });

@@ -23,6 +23,38 @@ pub struct ZeroMode {
     pub fast_only: bool,
 }
 
+/// The bytes of a request in a batch.
+#[derive(Debug)]
+pub enum BatchData<'a> {
+    /// Filled from the disk.
+    Read(&'a mut [u8]),
+    /// Written to it.
+    Write(&'a [u8]),
+}
+
+impl BatchData<'_> {
+    /// The bytes.
+    #[must_use]
+    pub fn bytes(&self) -> &[u8] {
+        match self {
+            Self::Read(buf) => buf,
+            Self::Write(data) => data,
+        }
+    }
+}
+
+/// A request in a batch.
+#[derive(Debug)]
+pub struct BatchOp<'a> {
+    /// Where on the disk.
+    pub offset: u64,
+    /// What.
+    pub data: BatchData<'a>,
+}
+
+/// Told of each request of a batch that has ended: which one, its bytes, and how it ended.
+pub type BatchDone<'a> = &'a mut dyn FnMut(usize, &[u8], io::Result<()>);
+
 /// A disk as its user sees it. All offsets and lengths are multiples of the sector size and lie inside the disk; the caller checks.
 /// Calls come from many threads at once. A call that returned `Ok` survives the death of this process; it survives
 /// power loss after a later `flush` returned `Ok`.
@@ -80,4 +112,32 @@ pub trait Backend: Send + Sync + Debug {
     /// # Errors
     /// As the files below.
     fn block_status(&self, offset: u64, len: u64, limit: usize) -> io::Result<Vec<BlockStatus>>;
+
+    /// Whether [`Backend::batch`] is better than many threads with a request each.
+    fn batches(&self) -> bool {
+        false
+    }
+
+    /// Carries out many requests as [`Backend::read`] and [`Backend::write`] do, in any order and at the same time. `done` is
+    /// told of each once, as soon as it has ended.
+    fn batch(&self, ops: Vec<BatchOp<'_>>, done: BatchDone<'_>) {
+        for (index, BatchOp { offset, data }) in ops.into_iter().enumerate() {
+            match data {
+                BatchData::Read(buf) => {
+                    let result = self.read(offset, buf);
+                    done(index, buf, result);
+                }
+                BatchData::Write(data) => done(index, data, self.write(offset, data)),
+            }
+        }
+    }
+
+    /// As [`Backend::block_status`] for somebody who is about to read the range: zeros that are dearer to find than to
+    /// read may count as data.
+    ///
+    /// # Errors
+    /// As the files below.
+    fn zeros_to_skip(&self, offset: u64, len: u64, limit: usize) -> io::Result<Vec<BlockStatus>> {
+        self.block_status(offset, len, limit)
+    }
 }

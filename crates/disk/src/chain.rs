@@ -3,6 +3,7 @@
 use crate::{
     compact::Holds,
     error::OpenError,
+    flat::Layers,
     fs::FileSystem,
     image::ImageInfo,
     layer::{Layer, LayerMode, format_of},
@@ -26,7 +27,7 @@ pub const MAX_DEPTH: usize = 256;
 /// The layers of a disk, the top first. Never empty.
 #[derive(Clone, Debug)]
 pub(crate) struct Chain {
-    pub(crate) layers: Vec<Arc<Layer>>,
+    pub(crate) layers: Layers,
     /// What was strange about the files when they were opened.
     pub(crate) warnings: Vec<ChainWarning>,
     /// Set while the top moves into its parent.
@@ -158,7 +159,7 @@ impl Chain {
     /// A VHDX that was moved, or whose parent was, is told where it found it (MS-VHDX 2.2.4). What it could not be told it
     /// finds again the same way, so a failure is no reason not to use the disk.
     pub(crate) fn refresh_locator(&self, fs: &Arc<dyn FileSystem>) -> Result<(), OpenError> {
-        let [child, parent, ..] = self.layers.as_slice() else { return Ok(()) };
+        let [child, parent, ..] = &*self.layers else { return Ok(()) };
         name_merged_parent(child, parent)
             .map_err(|error| OpenError::from_io(&child.path, "write to", error))?;
         if let Err(error) = refresh_parent_paths(fs, child, parent) {
@@ -212,6 +213,9 @@ impl Chain {
             layers.push(Arc::new(parent));
         }
         warnings.extend(layers.iter().flat_map(|layer| warnings_of(layer)));
+        // Nobody writes to a parent that is open for reading only.
+        let layers = Layers::new(layers);
+        layers.settled();
         Ok(Self { layers, warnings, routing: None, holds: None, closed: false })
     }
 
@@ -222,7 +226,7 @@ impl Chain {
     /// A disk of one file that is open.
     pub(crate) fn of_layer(layer: Layer) -> Self {
         Self {
-            layers: vec![Arc::new(layer)],
+            layers: Layers::new(vec![Arc::new(layer)]),
             warnings: Vec::new(),
             routing: None,
             holds: None,

@@ -1,7 +1,7 @@
 //! An open disk.
 
 use crate::{
-    backend::{Backend, BlockStatus, ZeroMode},
+    backend::{Backend, BatchDone, BatchOp, BlockStatus, ZeroMode},
     chain::{Chain, ChainWarning},
     create::settle,
     error::OpenError,
@@ -12,8 +12,8 @@ use crate::{
     options::DiskOptions,
     quiesce::{Quiesce, StillBusy, Using},
     stats::{Counters, DiskStats, Op},
-    status,
-    walk::{Place, walk},
+    status::{self, Holes},
+    walk::{Place, walk, walk_known},
 };
 use backstay_vhd::{Format, LayerFormat, MetaError};
 use std::{
@@ -176,7 +176,7 @@ impl Disk {
         if std::mem::replace(&mut chain.closed, true) {
             return Ok(());
         }
-        let layers = std::mem::take(&mut chain.layers);
+        let layers = std::mem::take(chain.layers.edit());
         let closed = match layers.first() {
             Some(top) if !self.options.read_only => {
                 top.close().map_err(|source| CloseError::Io { path: top.path.clone(), source })
@@ -201,7 +201,7 @@ impl Disk {
         let _dies_with_the_rest = self.merging.close(deadline);
         if let Ok(mut chain) = self.chain.quiesce(deadline) {
             chain.closed = true;
-            let_go(&std::mem::take(&mut chain.layers));
+            let_go(&std::mem::take(chain.layers.edit()));
         }
     }
 
@@ -262,7 +262,11 @@ impl Disk {
         }
     }
 
-    fn check_range(&self, offset: u64, len: u64) -> io::Result<()> {
+    pub(crate) fn count(&self, op: Op, result: io::Result<()>) -> io::Result<()> {
+        self.counters.count(op, result)
+    }
+
+    pub(crate) fn check_range(&self, offset: u64, len: u64) -> io::Result<()> {
         let size = self.size.load(Acquire);
         if !(offset | len).is_multiple_of(u64::from(self.sector)) {
             return Err(MetaError::UnalignedTo { offset, len, sector: self.sector }.into());
@@ -274,9 +278,10 @@ impl Disk {
     }
 
     fn read_with(&self, offset: u64, buf: &mut [u8], wait: bool) -> io::Result<()> {
-        self.check_range(offset, buf.len() as u64)?;
+        let len = buf.len() as u64;
+        self.check_range(offset, len)?;
         let chain = self.enter()?;
-        read_chain(&chain.layers, offset, buf, wait)
+        fill_from(buf, wait, &mut |visit| walk_known(&chain.layers, offset, len, visit))
     }
 }
 
@@ -300,9 +305,21 @@ pub(crate) fn describe(layer: &Arc<Layer>) -> LayerInfo {
 
 /// Fills `buf` from a chain. With `wait` false it fails with `WouldBlock` rather than wait for a device.
 pub(crate) fn read_chain(layers: &[Arc<Layer>], offset: u64, buf: &mut [u8], wait: bool) -> io::Result<()> {
+    let len = buf.len() as u64;
+    fill_from(buf, wait, &mut |visit| walk(layers, offset, len, visit))
+}
+
+/// Visits the places of a range, in order and without gaps.
+type Visit<'a, 'v> = &'v mut dyn FnMut(u64, u64, Place<'a>) -> io::Result<()>;
+
+/// Fills `buf` from the places that `walk` visits.
+fn fill_from<'a>(
+    buf: &mut [u8],
+    wait: bool,
+    walk: &mut dyn FnMut(Visit<'a, '_>) -> io::Result<()>,
+) -> io::Result<()> {
     let mut rest = buf;
-    let len = rest.len() as u64;
-    walk(layers, offset, len, &mut |_, len, place| {
+    walk(&mut |_, len, place| {
         let len = usize::try_from(len).unwrap_or(usize::MAX).min(rest.len());
         let (part, behind) = std::mem::take(&mut rest).split_at_mut(len);
         rest = behind;
@@ -364,7 +381,20 @@ impl Backend for Disk {
 
     fn block_status(&self, offset: u64, len: u64, limit: usize) -> io::Result<Vec<BlockStatus>> {
         self.check_range(offset, len)?;
-        status::block_status(&self.enter()?.layers, offset, len, limit)
+        status::block_status(&self.enter()?.layers, offset, len, limit, Holes::All)
+    }
+
+    fn batches(&self) -> bool {
+        self.is_past_cache()
+    }
+
+    fn batch(&self, ops: Vec<BatchOp<'_>>, done: BatchDone<'_>) {
+        self.run_batch(ops, done);
+    }
+
+    fn zeros_to_skip(&self, offset: u64, len: u64, limit: usize) -> io::Result<Vec<BlockStatus>> {
+        self.check_range(offset, len)?;
+        status::block_status(&self.enter()?.layers, offset, len, limit, Holes::OfFlatFiles)
     }
 }
 

@@ -5,7 +5,7 @@ use crate::{
     error::OpenError,
     fs::{DiskFile, FileId, FileKind, FileSystem, LockKind, OpenMode},
     image::{AnyImage, ImageInfo, ImageMode},
-    options::{DiskFormat, DiskOptions},
+    options::{CacheMode, DiskFormat, DiskOptions},
     seams::GatedFile,
     shadow::ShadowFile,
 };
@@ -93,6 +93,7 @@ impl Layer {
                 if len == 0 {
                     return Err(OpenError::Empty { path });
                 }
+                go_past_cache(&path, &file, options);
                 return Ok(Self::raw(path, file, len.next_multiple_of(SECTOR), mode.writable));
             }
             DiskFormat::Vhd => Format::Vhd,
@@ -410,6 +411,13 @@ pub(crate) fn take_lock(
     })
 }
 
+/// As the options want it, if it can be.
+fn go_past_cache(path: &Path, file: &Arc<dyn DiskFile>, options: &DiskOptions) {
+    if options.cache == CacheMode::None && !file.bypass_cache() {
+        tracing::info!(path = %path.display(), "this file system or device needs the page cache");
+    }
+}
+
 /// Opens the image in a locked file; with the bits that a dead process left, if any.
 fn open_image(
     fs: &Arc<dyn FileSystem>,
@@ -418,6 +426,7 @@ fn open_image(
     mode: ImageMode,
     options: &DiskOptions,
 ) -> Result<Opened, OpenError> {
+    go_past_cache(path, file, options);
     let writable = mode.writable;
     let open = |writable, shadow: Option<ShadowFile>| {
         let storage: Arc<dyn Storage> = Arc::clone(file) as Arc<dyn Storage>;

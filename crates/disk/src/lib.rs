@@ -25,6 +25,7 @@
 //! renamed, and the folder synced.
 
 mod backend;
+mod batch;
 mod chain;
 mod compact;
 mod convert;
@@ -32,6 +33,7 @@ mod create;
 pub mod device;
 mod disk;
 mod error;
+mod flat;
 mod foreign;
 pub mod fs;
 mod grace;
@@ -64,7 +66,7 @@ mod zero;
 
 pub use backstay_vhd::Kinship;
 
-pub use backend::{Backend, BlockStatus, ZeroMode};
+pub use backend::{Backend, BatchData, BatchDone, BatchOp, BlockStatus, ZeroMode};
 pub use chain::{ChainWarning, MAX_DEPTH};
 pub use compact::{CompactError, CompactPlan, Compacted, compact_offline, plan_compact};
 pub use convert::{
@@ -83,7 +85,7 @@ pub use merge::{
     MergeControl, MergeError, MergePlan, MergeProgress, MergeStep, Merged, ReparentError, children_of,
     merge_offline, plan_merge, reparent,
 };
-pub use options::{DiskFormat, DiskOptions};
+pub use options::{CacheMode, DiskFormat, DiskOptions};
 pub use partitions::{Partition, partitions};
 pub use relocate::{RelocateControl, RelocateError};
 pub use resize::{Grown, NewSize, ResizeError, ResizePlan, UsedBy, plan_resize, resize_offline};

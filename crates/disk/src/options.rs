@@ -52,6 +52,18 @@ impl From<Format> for DiskFormat {
     }
 }
 
+/// What the page cache of the host is used for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum CacheMode {
+    /// Reads are answered from it, writes go to it and to the device with the next flush.
+    #[default]
+    Writeback,
+    /// Metadata only. What the guest reads and writes goes past it where the file system can do that and the request lies in
+    /// the file in whole pages; the rest goes through it.
+    None,
+}
+
 /// How to open a disk. The default is for writing, with neither shadow nor hooks.
 #[derive(Clone, Debug, Default)]
 pub struct DiskOptions {
@@ -71,6 +83,8 @@ pub struct DiskOptions {
     pub root: Option<PathBuf>,
     /// Which footer field of a VHD is the size.
     pub size_rule: SizeRule,
+    /// Where what a guest reads and writes is kept by the host.
+    pub cache: CacheMode,
     /// Asked before each change of a file.
     pub gate: Option<Arc<dyn WriteGate>>,
     /// Told of each change of content.

@@ -1,6 +1,6 @@
 //! What others hang into the path of every write.
 
-use crate::fs::{DiskFile, FileId, LockKind};
+use crate::fs::{DiskFile, FileId, LockKind, RingFile};
 use backstay_vhd::Storage;
 use std::{fmt::Debug, io, sync::Arc};
 
@@ -93,6 +93,19 @@ impl DiskFile for GatedFile {
 
     fn sector_size(&self) -> u32 {
         self.file.sector_size()
+    }
+
+    fn bypass_cache(&self) -> bool {
+        self.file.bypass_cache()
+    }
+
+    fn direct(&self) -> Option<RingFile<'_>> {
+        self.file.direct().map(|direct| RingFile { gate: Some(self.gate.as_ref()), ..direct })
+    }
+
+    fn write_payload(&self, buf: &[u8], offset: u64) -> io::Result<()> {
+        self.gate.pass()?;
+        self.file.write_payload(buf, offset)
     }
 
     fn start_writeback(&self, offset: u64, len: u64) {

@@ -2,25 +2,39 @@
 
 use crate::{
     backend::BlockStatus,
+    flat::Layers,
     layer::Layer,
-    walk::{Place, walk},
+    walk::{Place, walk_known},
 };
-use std::{io, ops::ControlFlow, sync::Arc};
+use std::{io, ops::ControlFlow};
+
+/// Whose files are asked for holes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Holes {
+    /// All.
+    All,
+    /// Those of fixed disks and raw files. The blocks of others were written to, and each costs two system calls.
+    OfFlatFiles,
+}
 
 /// Allocation of a range; at most `limit` runs.
 pub(crate) fn block_status(
-    layers: &[Arc<Layer>],
+    layers: &Layers,
     offset: u64,
     len: u64,
     limit: usize,
+    holes: Holes,
 ) -> io::Result<Vec<BlockStatus>> {
     let mut runs = Runs { found: Vec::new(), limit };
     let mut add = |status| match runs.add(status) {
         ControlFlow::Continue(()) => Ok(()),
         ControlFlow::Break(()) => Err(io::Error::from(io::ErrorKind::Interrupted)),
     };
-    let walked = walk(layers, offset, len, &mut |_, len, place| match place {
+    let walked = walk_known(layers, offset, len, &mut |_, len, place| match place {
         Place::Nowhere => add(BlockStatus { len, hole: true, zero: true }),
+        Place::Data { layer, .. } if holes == Holes::OfFlatFiles && !layer.is_flat() => {
+            add(BlockStatus { len, hole: false, zero: false })
+        }
         Place::Data { layer, file_offset } => data_runs(layer, file_offset, len, &mut |len, data| {
             add(BlockStatus { len, hole: !data && layer.is_flat(), zero: !data })
         }),

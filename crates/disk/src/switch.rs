@@ -178,7 +178,13 @@ impl Switch {
             }
         }
         for (chain, child) in quiet.iter_mut().zip(children) {
-            chain.layers.insert(0, Arc::new(child));
+            chain.layers.edit().insert(0, Arc::new(child));
+        }
+        for (disk, chain) in disks.iter().zip(&quiet) {
+            // One that is merged further down is settled when that ends.
+            if !disk.merging.is_running() {
+                chain.layers.settled();
+            }
         }
         drop(quiet);
         Ok(Switched { old_tops })
@@ -276,10 +282,12 @@ pub fn switch_back_all(disks: &[Arc<Disk>]) -> Result<Vec<PathBuf>, SwitchError>
     };
     let mut taken_off = Vec::new();
     for (chain, layer) in quiet.iter_mut().zip(reopened) {
-        taken_off.push(chain.layers.remove(0));
-        if let Some(top) = chain.layers.first_mut() {
+        let layers = chain.layers.edit();
+        taken_off.push(layers.remove(0));
+        if let Some(top) = layers.first_mut() {
             *top = Arc::new(layer);
         }
+        chain.layers.settled();
     }
     drop(quiet);
     for child in &taken_off {
@@ -295,7 +303,7 @@ pub fn switch_back_all(disks: &[Arc<Disk>]) -> Result<Vec<PathBuf>, SwitchError>
 }
 
 fn can_be_taken_off(chain: &Chain) -> Result<(), SwitchError> {
-    let [child, parent, ..] = chain.layers.as_slice() else {
+    let [child, parent, ..] = &*chain.layers else {
         let path = chain.top().map(|top| top.path.clone()).unwrap_or_default();
         return Err(SwitchError::NotSwitched { path });
     };

@@ -1,6 +1,9 @@
 //! Which file of a chain holds which part of a range.
 
-use crate::layer::Layer;
+use crate::{
+    flat::{FlatIndex, Layers},
+    layer::Layer,
+};
 use backstay_vhd::{ReadExtent, Source, WriteTicket};
 use std::{
     cell::RefCell,
@@ -31,12 +34,33 @@ pub(crate) fn walk<'a>(
     len: u64,
     visit: &mut dyn FnMut(u64, u64, Place<'a>) -> io::Result<()>,
 ) -> io::Result<()> {
-    walk_from(layers, 0, offset, len, visit)
+    walk_from(layers, 0, None, offset, len, visit)
+}
+
+/// As [`walk`], with what is known about the layers below the top.
+pub(crate) fn walk_known<'a>(
+    layers: &'a Layers,
+    offset: u64,
+    len: u64,
+    visit: &mut dyn FnMut(u64, u64, Place<'a>) -> io::Result<()>,
+) -> io::Result<()> {
+    walk_from(layers, 0, layers.flat(), offset, len, visit)
+}
+
+/// As [`walk`] for the layers below the first.
+pub(crate) fn walk_below<'a>(
+    layers: &'a [Arc<Layer>],
+    offset: u64,
+    len: u64,
+    visit: &mut dyn FnMut(u64, u64, Place<'a>) -> io::Result<()>,
+) -> io::Result<()> {
+    walk_from(layers, 1, None, offset, len, visit)
 }
 
 fn walk_from<'a>(
     layers: &'a [Arc<Layer>],
     depth: usize,
+    below: Option<&FlatIndex>,
     offset: u64,
     len: u64,
     visit: &mut dyn FnMut(u64, u64, Place<'a>) -> io::Result<()>,
@@ -54,7 +78,10 @@ fn walk_from<'a>(
                 visit(at, extent.len, Place::Data { layer: layer.as_ref(), file_offset })?;
             }
             Source::Zero => visit(at, extent.len, Place::Nowhere)?,
-            Source::Parent => walk_from(layers, depth + 1, at, extent.len, visit)?,
+            Source::Parent => match below {
+                Some(flat) => flat.walk(layers, at, extent.len, visit)?,
+                None => walk_from(layers, depth + 1, None, at, extent.len, visit)?,
+            },
         }
         at += extent.len;
     }

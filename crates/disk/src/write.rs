@@ -56,7 +56,7 @@ pub(crate) fn write_layers(layers: &[Arc<Layer>], offset: u64, data: &[u8]) -> i
     match &top.body {
         Body::Raw(raw) => {
             raw.check()?;
-            top.file.write_at(data, offset)
+            top.file.write_payload(data, offset)
         }
         Body::Image(image) if top.is_flat() => write_run(top, &**image, offset, data),
         Body::Image(image) => write_sparse(top, &**image, parents, offset, data),
@@ -104,7 +104,7 @@ pub(crate) fn write_run(top: &Layer, image: &dyn LayerFormat, offset: u64, data:
     for extent in ticket.extents() {
         let len = usize::try_from(extent.len).unwrap_or(usize::MAX).min(rest.len());
         let (part, behind) = rest.split_at(len);
-        top.file.write_at(part, extent.file_offset)?;
+        top.file.write_payload(part, extent.file_offset)?;
         rest = behind;
     }
     Ok(image.complete_write(&ticket)?)
@@ -136,7 +136,11 @@ fn write_sparse(
         let zeros_may_go = match extent.source {
             Source::Data { .. } => false,
             Source::Zero => true,
-            Source::Parent => !holds_data(parents, offset + at as u64, extent.len)?,
+            // Zeros are seldom, and the parents are many.
+            Source::Parent => {
+                zero::has_piece(&data[at..end], offset + at as u64)
+                    && !holds_data(parents, offset + at as u64, extent.len)?
+            }
         };
         while at < end {
             let (run_end, zero) = match zeros_may_go {
@@ -198,7 +202,7 @@ fn zero_image(
 /// Makes a range of a file read as zeros. Without `unmap` its space is kept, where the file system can.
 fn zero_file(file: &dyn DiskFile, offset: u64, len: u64, unmap: bool) -> io::Result<()> {
     if let Some(zeros) = usize::try_from(len).ok().and_then(|len| ZEROS.get(..len)) {
-        return file.write_at(zeros, offset);
+        return file.write_payload(zeros, offset);
     }
     file.zero_range(offset, len)?;
     if unmap {

@@ -30,6 +30,19 @@ pub(crate) fn next_run(data: &[u8], position: u64, start: usize) -> (usize, bool
     (end, zero)
 }
 
+/// Whether some piece of `data` is zero, which lies at `position` on the disk.
+pub(crate) fn has_piece(data: &[u8], position: u64) -> bool {
+    let mut at = 0;
+    while at < data.len() {
+        let (end, zero) = next_run(data, position, at);
+        if zero {
+            return true;
+        }
+        at = end;
+    }
+    false
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -11,6 +11,7 @@ pub use disk::{DiskCheck, DiskFinding, DiskLimit, DiskMap, DiskStatus, MapKind, 
 use crate::guard::GuardOptions;
 use crate::processors::{ProcessorOrder, ProcessorSettings};
 use crate::sandbox::SandboxOptions;
+use backstay_disk::CacheMode;
 use backstay_model::{CheckpointId, DriveSlot, DriveSpec, MemoryMethod, VmSpec, VmState};
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
@@ -520,6 +521,9 @@ pub struct LaunchRecord {
     /// What is kept free on the volumes that its files grow on.
     #[serde(default)]
     pub guard: GuardOptions,
+    /// What the host's page cache is used for; of the settings file, like the guard.
+    #[serde(default)]
+    pub disk_cache: CacheMode,
 }
 
 /// A saved memory state.

@@ -9,8 +9,8 @@ use crate::control::{DiskStatus, LayerSwitch};
 use crate::run_dir::{RunDir, share_with};
 use backstay_disk::nbd::{BindError, ExportError, ExportSpec, Server};
 use backstay_disk::{
-    Backend, CloseError, CreateError, Disk, DiskFormat, DiskOptions, Identity, OpenError, RateLimit, Switch,
-    SwitchError, Switched, fs::HostFs, nbd::Hurry, settle_parents, switch_back_all,
+    Backend, CacheMode, CloseError, CreateError, Disk, DiskFormat, DiskOptions, Identity, OpenError,
+    RateLimit, Switch, SwitchError, Switched, fs::HostFs, nbd::Hurry, settle_parents, switch_back_all,
 };
 use backstay_model::{CheckpointDisk, DriveMedia, DriveSlot, DriveSpec, IoLimit, VmSpec};
 use std::collections::BTreeMap;
@@ -151,6 +151,7 @@ pub struct DiskSet {
     server: Mutex<Option<Server>>,
     /// Where the steps are written down.
     tops: PathBuf,
+    cache: CacheMode,
 }
 
 impl DiskSet {
@@ -158,12 +159,17 @@ impl DiskSet {
     ///
     /// # Errors
     /// [`DisksError`]; nothing stays open then.
-    pub fn open(run: &RunDir, spec: &VmSpec, qemu_gid: Option<u32>) -> Result<Self, DisksError> {
+    pub fn open(
+        run: &RunDir,
+        spec: &VmSpec,
+        qemu_gid: Option<u32>,
+        cache: CacheMode,
+    ) -> Result<Self, DisksError> {
         let run_file = |path: PathBuf| move |source| DisksError::RunFile { path, source };
         let tops = Tops::read(&run.tops()).map_err(run_file(run.tops()))?;
         let (mut drives, mut steps) = (Vec::new(), Vec::new());
         for drive in &spec.drives {
-            drives.extend(open_drive(drive, &tops, &mut steps)?.map(Arc::new));
+            drives.extend(open_drive(drive, cache, &tops, &mut steps)?.map(Arc::new));
         }
         if !steps.is_empty()
             && let Err(error) = Tops::conclude(&run.tops(), steps)
@@ -175,7 +181,8 @@ impl DiskSet {
         for drive in &drives {
             server.add_export(drive.export()).map_err(DisksError::Export)?;
         }
-        let set = Self { drives: RwLock::new(drives), server: Mutex::new(Some(server)), tops: run.tops() };
+        let tops = run.tops();
+        let set = Self { drives: RwLock::new(drives), server: Mutex::new(Some(server)), tops, cache };
         spec.drives.iter().for_each(|drive| set.set_limit(drive.slot, drive.limit));
         Ok(set)
     }
@@ -417,6 +424,7 @@ impl DiskSet {
 /// Opens what is in a drive. A step of its disk that is under way is added to `steps`.
 fn open_drive(
     drive: &DriveSpec,
+    cache: CacheMode,
     tops: &Tops,
     steps: &mut Vec<(DriveSlot, PathBuf)>,
 ) -> Result<Option<Drive>, DisksError> {
@@ -427,10 +435,10 @@ fn open_drive(
             if top.open {
                 steps.push((slot, top.path.clone()));
             }
-            (top.path, to_write(), Kind::File)
+            (top.path, DiskOptions { cache, ..to_write() }, Kind::File)
         }
         DriveMedia::Device(path) => {
-            (path.clone(), DiskOptions { format: Some(DiskFormat::Raw), ..to_write() }, Kind::Device)
+            (path.clone(), DiskOptions { format: Some(DiskFormat::Raw), cache, ..to_write() }, Kind::Device)
         }
         DriveMedia::Iso(path) => {
             let how = DiskOptions { format: Some(DiskFormat::Raw), ..DiskOptions::read_only() };

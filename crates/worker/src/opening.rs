@@ -106,10 +106,10 @@ impl Opening {
 
     fn attempt(&self, after: Duration) -> Attempt {
         let (run, spec) = (self.run.clone(), self.record.spec.clone());
-        let gid = self.record.qemu_uid_gid.map(|(_, gid)| gid);
+        let (gid, cache) = (self.record.qemu_uid_gid.map(|(_, gid)| gid), self.record.disk_cache);
         tokio::spawn(async move {
             sleep(after).await;
-            let opened = tokio::task::spawn_blocking(move || DiskSet::open(&run, &spec, gid)).await;
+            let opened = tokio::task::spawn_blocking(move || DiskSet::open(&run, &spec, gid, cache)).await;
             opened.unwrap_or_else(|panic| Err(DisksError::Failed(panic.to_string())))
         })
     }

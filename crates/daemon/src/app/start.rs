@@ -224,6 +224,7 @@ pub(super) async fn launch(
         qemu_groups: if ids.is_some() { user.groups() } else { Vec::new() },
         sandbox: app.host.sandbox()?,
         guard: app.config.guard,
+        disk_cache: app.config.disks.cache,
         processors: app.processors.settings().clone(),
         cpu_weight: weight_of(app, id),
     };

@@ -92,7 +92,7 @@ impl Disk {
                 false => CompactError::Busy { path },
             });
         };
-        let layers = self.chain.enter().layers.clone();
+        let layers = self.chain.enter().layers.to_vec();
         let Some(top) = layers.first().cloned() else { return Err(CompactError::Closed { path }) };
         check(&top, used)?;
         let before = self.space_of(&top)?;
@@ -131,13 +131,15 @@ impl Disk {
         if self.merging.closing() {
             return Ok(());
         }
-        let Some(place) = chain.layers.first_mut().filter(|now| Arc::ptr_eq(now, top)) else { return Ok(()) };
+        if !chain.layers.is_top(top) {
+            return Ok(());
+        }
         // After a failed sync nothing is acknowledged any more, so it is not opened again.
         top.close().map_err(|error| io_error(top, "write the last changes to", error))?;
         let again = top.reopen_writable(&self.fs, &self.options).inspect_err(|_| top.fail());
         let again = again
             .map_err(|source| CompactError::Open { path: top.path.clone(), source: Box::new(source) })?;
-        *place = Arc::new(again);
+        chain.layers.set_top(Arc::new(again));
         Ok(())
     }
 

@@ -57,7 +57,7 @@ pub fn plan_compact(
     let looking = DiskOptions { read_only: true, gate: None, changed: None, ..options.clone() };
     let disk = Disk::open_on(Arc::clone(fs), path, looking)
         .map_err(|source| CompactError::Open { path: path.to_owned(), source: Box::new(source) })?;
-    let layers = disk.chain.enter().layers.clone();
+    let layers = disk.chain.enter().layers.to_vec();
     let Some(top) = layers.first() else { return Err(CompactError::Closed { path: path.to_owned() }) };
     check(top, Use::Alone)?;
     let image = top.image().ok_or_else(|| CompactError::Raw { path: path.to_owned() })?;

@@ -1,16 +1,22 @@
 //! One open file or block device of the host.
 
-use super::{DiskFile, FileId, LockKind, lock};
+use super::{DIRECT_UNIT, DiskFile, FileId, LockKind, Pages, RingFile, lock};
 use backstay_vhd::Storage;
 use rustix::{
-    fs::{FallocateFlags, SeekFrom, fallocate, seek},
+    fs::{AtFlags, FallocateFlags, OFlags, SeekFrom, StatxFlags, fallocate, fcntl_getfl, seek, statx},
     io::{Errno, ReadWriteFlags, preadv2},
 };
 use std::{
     fs::File,
     io::{self, IoSliceMut},
-    os::{fd::AsRawFd, unix::fs::FileExt},
-    sync::atomic::{AtomicBool, Ordering::Relaxed},
+    os::{
+        fd::AsRawFd,
+        unix::fs::{FileExt, OpenOptionsExt},
+    },
+    sync::{
+        OnceLock, PoisonError, RwLock,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
 };
 
 /// Written where holes cannot be punched.
@@ -27,6 +33,49 @@ pub(super) struct HostFile {
     /// Cleared by the first refusal, so that it is asked once.
     can_punch: AtomicBool,
     can_nowait: AtomicBool,
+    /// Past the page cache; none where that was asked for and cannot be.
+    direct: OnceLock<Option<Direct>>,
+}
+
+/// A second opening of a file that does not use the page cache.
+#[derive(Debug)]
+struct Direct {
+    file: File,
+    /// Exclusive for a write of part of a page, which goes through the cache: written back while somebody else writes the
+    /// whole page past it, it would bring the rest of the page back as it was before.
+    parts: RwLock<()>,
+}
+
+impl Direct {
+    /// Opens `file` once more. None where the file system or the device cannot do without the cache, in pages.
+    fn of(file: &File) -> io::Result<Option<Self>> {
+        let unit = u32::try_from(DIRECT_UNIT).unwrap_or(u32::MAX);
+        let facts = statx(file, c"", AtFlags::EMPTY_PATH, StatxFlags::DIOALIGN)?;
+        let told = facts.stx_mask & StatxFlags::DIOALIGN.bits() != 0;
+        let fits = |align: u32| align != 0 && unit.is_multiple_of(align);
+        if told && !(fits(facts.stx_dio_mem_align) && fits(facts.stx_dio_offset_align)) {
+            return Ok(None);
+        }
+        let writable = fcntl_getfl(file)?.contains(OFlags::RDWR);
+        // By the descriptor: its name may stand for another file by now.
+        let again = File::options()
+            .read(true)
+            .write(writable)
+            .custom_flags(libc::O_DIRECT | libc::O_CLOEXEC | libc::O_NONBLOCK)
+            .open(format!("/proc/self/fd/{}", file.as_raw_fd()))?;
+        let mut page = Pages::default();
+        match again.read_at(page.room(4096), 0) {
+            Ok(_) => Ok(Some(Self { file: again, parts: RwLock::default() })),
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+/// Whether a transfer can go past the page cache.
+fn is_direct(buf: &[u8], offset: u64) -> bool {
+    let (address, len) = (buf.as_ptr().addr() as u64, buf.len() as u64);
+    !buf.is_empty() && (address | len | offset).is_multiple_of(DIRECT_UNIT)
 }
 
 impl HostFile {
@@ -42,7 +91,20 @@ impl HostFile {
             sector,
             can_punch: AtomicBool::new(true),
             can_nowait: AtomicBool::new(true),
+            direct: OnceLock::new(),
         }
+    }
+
+    fn past_cache(&self) -> Option<&Direct> {
+        self.direct.get().and_then(Option::as_ref)
+    }
+
+    /// Writes part of a page while nobody writes past the cache, and leaves nothing of it there to be written later.
+    fn write_part(&self, direct: &Direct, buf: &[u8], offset: u64) -> io::Result<()> {
+        let _alone = direct.parts.write().unwrap_or_else(PoisonError::into_inner);
+        self.file.write_all_at(buf, offset)?;
+        let start = offset / DIRECT_UNIT * DIRECT_UNIT;
+        sync_range(&self.file, start, offset - start + buf.len() as u64)
     }
 
     fn write_zeros(&self, offset: u64, len: u64) -> io::Result<()> {
@@ -88,11 +150,17 @@ impl Storage for HostFile {
     }
 
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
+        if let Some(direct) = self.past_cache().filter(|_| is_direct(buf, offset)) {
+            match direct.file.read_exact_at(buf, offset) {
+                Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {}
+                other => return other,
+            }
+        }
         self.file.read_exact_at(buf, offset)
     }
 
     fn try_read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
-        if !self.can_nowait.load(Relaxed) {
+        if !self.can_nowait.load(Relaxed) || self.past_cache().is_some() {
             return Err(io::ErrorKind::WouldBlock.into());
         }
         let mut done = 0;
@@ -195,11 +263,57 @@ impl DiskFile for HostFile {
         self.can_punch.load(Relaxed)
     }
 
-    fn start_writeback(&self, offset: u64, len: u64) {
-        let (Ok(offset), Ok(len)) = (i64::try_from(offset), i64::try_from(len)) else { return };
-        #[expect(unsafe_code, reason = "neither std nor rustix offers sync_file_range")]
-        // SAFETY: no memory is passed; the descriptor is open as long as `self.file` is borrowed.
-        let _only_a_hint =
-            unsafe { libc::sync_file_range(self.file.as_raw_fd(), offset, len, libc::SYNC_FILE_RANGE_WRITE) };
+    fn bypass_cache(&self) -> bool {
+        let opened = || {
+            Direct::of(&self.file).unwrap_or_else(|error| {
+                tracing::debug!(%error, "cannot open a file past the page cache");
+                None
+            })
+        };
+        self.direct.get_or_init(opened).is_some()
     }
+
+    fn direct(&self) -> Option<RingFile<'_>> {
+        let direct = self.past_cache()?;
+        Some(RingFile { file: &direct.file, cached: &self.file, parts: &direct.parts, gate: None })
+    }
+
+    fn write_payload(&self, buf: &[u8], offset: u64) -> io::Result<()> {
+        let Some(direct) = self.past_cache() else { return self.write_at(buf, offset) };
+        if !(buf.len() as u64 | offset).is_multiple_of(DIRECT_UNIT) {
+            return self.write_part(direct, buf, offset);
+        }
+        if is_direct(buf, offset) {
+            let _with_others = direct.parts.read().unwrap_or_else(PoisonError::into_inner);
+            match direct.file.write_all_at(buf, offset) {
+                Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {}
+                other => return other,
+            }
+        }
+        self.write_at(buf, offset)
+    }
+
+    fn start_writeback(&self, offset: u64, len: u64) {
+        let _only_a_hint = sync_file_range(&self.file, offset, len, libc::SYNC_FILE_RANGE_WRITE);
+    }
+}
+
+/// Writes pages back and waits for it, so that none of them is left to be written later.
+fn sync_range(file: &File, offset: u64, len: u64) -> io::Result<()> {
+    let flags =
+        libc::SYNC_FILE_RANGE_WAIT_BEFORE | libc::SYNC_FILE_RANGE_WRITE | libc::SYNC_FILE_RANGE_WAIT_AFTER;
+    match sync_file_range(file, offset, len, flags) {
+        // Files that have no pages to write back.
+        Err(error) if error.raw_os_error() == Some(libc::ESPIPE) => Ok(()),
+        other => other,
+    }
+}
+
+fn sync_file_range(file: &File, offset: u64, len: u64, flags: libc::c_uint) -> io::Result<()> {
+    let range = (i64::try_from(offset), i64::try_from(len));
+    let (Ok(offset), Ok(len)) = range else { return Err(io::ErrorKind::InvalidInput.into()) };
+    #[expect(unsafe_code, reason = "neither std nor rustix offers sync_file_range")]
+    // SAFETY: no memory is passed; the descriptor is open as long as `file` is borrowed.
+    let result = unsafe { libc::sync_file_range(file.as_raw_fd(), offset, len, flags) };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }

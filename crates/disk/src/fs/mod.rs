@@ -4,16 +4,22 @@
 mod host;
 mod host_file;
 mod lock;
+mod pages;
+pub(crate) mod ring;
 
 pub use host::HostFs;
+pub(crate) use pages::Pages;
 
+use crate::seams::WriteGate;
 use backstay_vhd::Storage;
+use ring::Buf;
 use std::{
     ffi::OsString,
     fmt::{self, Debug},
+    fs::File,
     io,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, RwLock},
 };
 
 /// What a file is opened for.
@@ -88,6 +94,31 @@ impl fmt::Display for Holder {
     }
 }
 
+/// Unit of transfers past the page cache, in bytes, of offsets, lengths and memory: a page. No device wants more, and what lies
+/// in pages of its own is never half in the cache.
+pub const DIRECT_UNIT: u64 = 4096;
+
+/// A file that can be read and written past the page cache, in units of [`DIRECT_UNIT`].
+#[derive(Clone, Copy, Debug)]
+pub struct RingFile<'a> {
+    pub(crate) file: &'a File,
+    /// The same file through the cache.
+    pub(crate) cached: &'a File,
+    /// Shared by those who write past the cache.
+    pub(crate) parts: &'a RwLock<()>,
+    pub(crate) gate: Option<&'a dyn WriteGate>,
+}
+
+impl RingFile<'_> {
+    /// Waits until a transfer may be handed to the kernel.
+    pub(crate) fn pass(&self, buf: &Buf<'_>) -> io::Result<()> {
+        match (self.gate, buf) {
+            (Some(gate), Buf::Write(_)) => gate.pass(),
+            _ => Ok(()),
+        }
+    }
+}
+
 /// An open file: positioned reads and writes, and a lock that belongs to this opening of it (not to the process).
 pub trait DiskFile: Storage {
     /// Who it is.
@@ -111,6 +142,24 @@ pub trait DiskFile: Storage {
     /// Bytes that the device reads and writes as a whole: 512, of some block devices 4096.
     fn sector_size(&self) -> u32 {
         512
+    }
+
+    /// From now on what a guest reads and writes goes past the page cache where it is aligned; false where that cannot be.
+    fn bypass_cache(&self) -> bool {
+        false
+    }
+
+    /// The file past the page cache, after [`DiskFile::bypass_cache`].
+    fn direct(&self) -> Option<RingFile<'_>> {
+        None
+    }
+
+    /// Writes what a guest wrote, as opposed to metadata, which shares no page with it that goes past the cache.
+    ///
+    /// # Errors
+    /// As the file system.
+    fn write_payload(&self, buf: &[u8], offset: u64) -> io::Result<()> {
+        self.write_at(buf, offset)
     }
 
     /// Starts writing the range back to the device without waiting for it. Only a hint.

@@ -209,7 +209,7 @@ impl Disk {
             chain.routing = Some(Arc::new(routing));
         }
         for (at, layer) in [(index, &merging.upper), (index + 1, &merging.lower)] {
-            if let Some(place) = chain.layers.get_mut(at) {
+            if let Some(place) = chain.layers.edit().get_mut(at) {
                 *place = Arc::clone(layer);
             }
         }
@@ -233,6 +233,7 @@ impl Disk {
                 match self.chain.quiesce(Instant::now() + DRAIN) {
                     Ok(mut chain) => {
                         chain.routing = None;
+                        chain.layers.settled();
                         break;
                     }
                     Err(_) if self.merging.closing() => return,
@@ -245,6 +246,7 @@ impl Disk {
         merging.weaken(&merging.lower);
         if !merging.is_top {
             merging.weaken(&merging.upper);
+            self.chain.enter().layers.settled();
         }
     }
 
@@ -307,7 +309,8 @@ impl Disk {
         let taken = self.quiet().and_then(|mut chain| {
             let index = chain.layers.iter().position(|layer| Arc::ptr_eq(layer, &merging.upper));
             let index = index.ok_or_else(|| MergeError::Closed { upper: merging.upper.path.clone() })?;
-            chain.layers.remove(index);
+            chain.layers.edit().remove(index);
+            chain.layers.settled();
             chain.routing = None;
             let of_upper = |warning: &ChainWarning| warning.path() == merging.upper.path;
             chain.warnings.retain(|warning| !of_upper(warning));

@@ -68,7 +68,7 @@ pub fn plan_merge(
     let disk = Disk::open_on(Arc::clone(fs), upper, looking).map_err(failed)?;
     let chain = disk.chain.enter();
     let no_parent = || MergeError::NoParent { upper: upper.to_owned() };
-    let [upper, lower, ..] = chain.layers.as_slice() else { return Err(no_parent()) };
+    let [upper, lower, ..] = &*chain.layers else { return Err(no_parent()) };
     super::check_pair(upper, lower)?;
     let (image, info) = (upper.image().ok_or_else(no_parent)?, lower.info().ok_or_else(no_parent)?);
     let held = image.held_blocks();

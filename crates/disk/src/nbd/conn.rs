@@ -7,7 +7,7 @@
 //! export is held while a reply is sent: a client that does not read its replies delays nobody else.
 
 use std::{
-    io::{self, Read},
+    io,
     net::Shutdown,
     os::unix::net::UnixStream,
     sync::{
@@ -24,11 +24,12 @@ use super::{
     export::{Export, Run, errno},
     negotiate::Session,
     outbox::{Broken, Outbox},
-    proto::{ChunkHead, DataChunk, Errno, HoleChunk, RequestHead, SimpleReply, StatusEntry, chunk},
+    proto::{ChunkHead, DataChunk, Errno, HoleChunk, SimpleReply, StatusEntry, chunk},
+    reader::Reader,
     request::{Decision, Op, Request, judge},
     throttle::Waiting,
 };
-use crate::ZeroMode;
+use crate::{ZeroMode, fs::Pages};
 
 /// Requests a connection carries out at the same time, and the threads it may have for that.
 const MAX_IN_FLIGHT: usize = 32;
@@ -38,11 +39,11 @@ const MAX_PARKED: usize = 128;
 /// Payload a connection may hold in memory, in bytes; one request always fits.
 const MAX_HELD: u64 = 64 << 20;
 /// Requests with less payload are not counted, in bytes.
-const UNCOUNTED: u32 = 64 << 10;
+pub(super) const UNCOUNTED: u32 = 64 << 10;
 /// Reads up to this length are answered by the leader if they are cached, in bytes.
 const INLINE: u32 = 32 << 10;
 /// Reads from this length on ask for holes first, in bytes.
-const SPARSE_MIN: u32 = 64 << 10;
+pub(super) const SPARSE_MIN: u32 = 64 << 10;
 /// Pieces of a read with holes.
 const SPARSE_RUNS: usize = 64;
 /// Runs in one status reply.
@@ -57,9 +58,9 @@ const STACK: usize = 512 << 10;
 type OnEnd = Box<dyn Fn() + Send + Sync>;
 
 pub(super) struct Conn {
-    stream: Arc<UnixStream>,
-    export: Arc<Export>,
-    session: Session,
+    pub(super) stream: Arc<UnixStream>,
+    pub(super) export: Arc<Export>,
+    pub(super) session: Session,
     pool: Mutex<Pool>,
     /// A reader was laid aside, or the connection ended.
     wake: Condvar,
@@ -69,6 +70,8 @@ pub(super) struct Conn {
     over: AtomicBool,
     out: Mutex<Outbox>,
     on_end: OnEnd,
+    /// The disk takes many requests at a time.
+    pub(super) batches: bool,
 }
 
 #[derive(Debug)]
@@ -93,8 +96,10 @@ impl Conn {
     pub fn new(stream: Arc<UnixStream>, export: Arc<Export>, session: Session, on_end: OnEnd) -> Arc<Self> {
         let pool =
             Pool { reader: None, threads: 1, parked: 0, idle: 0, alerted: false, ended: false, held: 0 };
+        let batches = export.batches();
         Arc::new(Self {
             stream,
+            batches,
             export,
             session,
             pool: Mutex::new(pool),
@@ -109,15 +114,16 @@ impl Conn {
     /// Serves on this thread and on more as needed; returns when this thread is no longer needed. `rest` holds the bytes
     /// that were read with the handshake. `on_end` is called when the last thread is done.
     pub fn serve(self: Arc<Self>, rest: &[u8]) {
-        Worker { conn: self, payload: Vec::new() }.run(Some(Reader::new(rest)));
+        let reader = Reader::new(rest, self.batches);
+        Worker { conn: self, payload: Pages::default() }.run(Some(reader));
     }
 
-    fn flush(&self) {
+    pub(super) fn flush(&self) {
         let sent = lock(&self.out).flush(&*self.stream);
         self.note(sent);
     }
 
-    fn push(&self, parts: &[&[u8]]) {
+    pub(super) fn push(&self, parts: &[&[u8]]) {
         let sent = lock(&self.out).push(&*self.stream, parts);
         self.note(sent);
     }
@@ -131,7 +137,7 @@ impl Conn {
     }
 
     /// Lays the reader aside and sees to it that somebody can pick it up while this thread is busy.
-    fn offer(self: &Arc<Self>, reader: Reader) {
+    pub(super) fn offer(self: &Arc<Self>, reader: Reader) {
         let mut pool = lock(&self.pool);
         pool.reader = Some(reader);
         if pool.alerted {
@@ -148,7 +154,7 @@ impl Conn {
             pool.threads += 1;
             drop(pool);
             let conn = Arc::clone(self);
-            let follower = move || Worker { conn, payload: Vec::new() }.run(None);
+            let follower = move || Worker { conn, payload: Pages::default() }.run(None);
             let name = format!("nbd {}", self.export.name);
             let spawned =
                 thread::Builder::new().name(name.replace('\0', "?")).stack_size(STACK).spawn(follower);
@@ -273,12 +279,12 @@ impl Conn {
     }
 
     /// Carries a request out and answers. `payload` holds a write's data, and is room for a read's.
-    fn execute(&self, request: &Request, payload: &mut Vec<u8>) {
+    fn execute(&self, request: &Request, payload: &mut Pages) {
         let (offset, len) = (request.offset, u64::from(request.len));
         let result = match request.op {
-            Op::Read { whole } => return self.read(request, whole, room_for(payload, request.len)),
+            Op::Read { whole } => return self.read(request, whole, payload.room(request.len as usize)),
             Op::BlockStatus { one } => return self.block_status(request, one),
-            Op::Write => self.export.write(offset, &payload[..request.len as usize]),
+            Op::Write => self.export.write(offset, payload.bytes(request.len as usize)),
             Op::Flush => self.export.flush(),
             Op::Trim => self.export.trim(offset, len),
             Op::Cache => self.export.cache(offset, len),
@@ -294,7 +300,18 @@ impl Conn {
         }
     }
 
-    fn fail(&self, request: &Request, error: &io::Error) {
+    /// The answer to a read without holes.
+    pub(super) fn answer_read(&self, request: &Request, bytes: &[u8]) {
+        match (self.session.structured, bytes.is_empty()) {
+            (false, _) => self.push(&[SimpleReply::new(request.cookie, None).as_bytes(), bytes]),
+            (true, true) => self.push(&[ChunkHead::new(request.cookie, chunk::NONE, true, 0).as_bytes()]),
+            (true, false) => {
+                self.push(&[data_chunk(request, request.offset, request.len, true).as_bytes(), bytes]);
+            }
+        }
+    }
+
+    pub(super) fn fail(&self, request: &Request, error: &io::Error) {
         let errno = errno(error);
         if errno != Errno::NotSup {
             tracing::warn!(export = self.export.name, ?request, %error, "request failed");
@@ -320,7 +337,8 @@ impl Conn {
     fn read(&self, request: &Request, whole: bool, buf: &mut [u8]) {
         if self.session.structured && !whole && request.len >= SPARSE_MIN {
             // Costs a look into tables in memory; on an error the read below says what is wrong.
-            let runs = self.export.status(request.offset, request.len, SPARSE_RUNS).unwrap_or_default();
+            let runs =
+                self.export.zeros_to_skip(request.offset, request.len, SPARSE_RUNS).unwrap_or_default();
             if runs.iter().any(|run| run.zero) {
                 return self.read_sparse(request, &runs, buf);
             }
@@ -328,13 +346,7 @@ impl Conn {
         if let Err(error) = self.export.read(request.offset, buf) {
             return self.fail(request, &error);
         }
-        match (self.session.structured, buf.is_empty()) {
-            (false, _) => self.push(&[SimpleReply::new(request.cookie, None).as_bytes(), buf]),
-            (true, true) => self.push(&[ChunkHead::new(request.cookie, chunk::NONE, true, 0).as_bytes()]),
-            (true, false) => {
-                self.push(&[data_chunk(request, request.offset, request.len, true).as_bytes(), buf]);
-            }
-        }
+        self.answer_read(request, buf);
     }
 
     fn read_sparse(&self, request: &Request, runs: &[Run], buf: &mut [u8]) {
@@ -386,18 +398,10 @@ fn hole_chunk(request: &Request, offset: u64, len: u32, done: bool) -> HoleChunk
     HoleChunk { head, offset: offset.into(), len: len.into() }
 }
 
-fn room_for(buf: &mut Vec<u8>, len: u32) -> &mut [u8] {
-    let len = len as usize;
-    if buf.len() < len {
-        buf.resize(len, 0);
-    }
-    &mut buf[..len]
-}
-
 /// One thread of a connection.
-struct Worker {
+pub(super) struct Worker {
     conn: Arc<Conn>,
-    payload: Vec<u8>,
+    pub(super) payload: Pages,
 }
 
 impl Drop for Worker {
@@ -425,7 +429,7 @@ impl Worker {
             match judge(&head, &conn.session, conn.export.limits()) {
                 Decision::Disconnect | Decision::Drop => return Err(io::ErrorKind::ConnectionAborted.into()),
                 Decision::Refuse { cookie, errno, why, payload } => {
-                    reader.payload(&conn, room_for(&mut self.payload, payload))?;
+                    reader.payload(&conn, self.payload.room(payload as usize))?;
                     let command = u16::from_be_bytes([head[6], head[7]]);
                     let chunked =
                         matches!(command, super::proto::cmd::READ | super::proto::cmd::BLOCK_STATUS);
@@ -435,7 +439,11 @@ impl Worker {
                     if conn.answer_inline(&request) {
                         continue;
                     }
-                    match self.carry_out(&conn, &request, reader)? {
+                    let served = match conn.joins(&request) {
+                        true => self.carry_out_together(&conn, request, reader)?,
+                        false => self.carry_out(&conn, &request, reader)?,
+                    };
+                    match served {
                         Some(mine) => reader = mine,
                         None => return Ok(()),
                     }
@@ -453,7 +461,7 @@ impl Worker {
     ) -> io::Result<Option<Reader>> {
         let held = conn.hold(request);
         if request.op == Op::Write {
-            reader.payload(conn, room_for(&mut self.payload, request.len))?;
+            reader.payload(conn, self.payload.room(request.len as usize))?;
         }
         // While nobody else reads, so that requests go in their order.
         let waiting = request.cost().and_then(|cost| conn.export.throttle.admit(cost));
@@ -463,71 +471,18 @@ impl Worker {
         }
         conn.execute(request, &mut self.payload);
         conn.release(held);
+        Ok(self.go_on(conn))
+    }
+
+    /// The reader after a request, if nobody took over.
+    pub(super) fn go_on(&mut self, conn: &Conn) -> Option<Reader> {
         if self.payload.len() > KEEP_BUFFER {
-            self.payload = Vec::new();
+            self.payload = Pages::default();
         }
         let reader = conn.reclaim();
         if reader.is_none() {
             conn.flush();
         }
-        Ok(reader)
-    }
-}
-
-/// The receiving side of a connection. Whoever holds it leads.
-#[derive(Debug)]
-struct Reader {
-    buf: Box<[u8]>,
-    start: usize,
-    end: usize,
-}
-
-impl Reader {
-    fn new(rest: &[u8]) -> Self {
-        let mut buf = vec![0; rest.len().max(64 << 10)];
-        buf[..rest.len()].copy_from_slice(rest);
-        Self { buf: buf.into_boxed_slice(), start: 0, end: rest.len() }
-    }
-
-    fn buffered(&mut self, want: usize) -> &[u8] {
-        let n = want.min(self.end - self.start);
-        self.start += n;
-        &self.buf[self.start - n..self.start]
-    }
-
-    /// The next request's bytes. Collected replies are sent before waiting.
-    fn head(&mut self, conn: &Conn) -> io::Result<[u8; size_of::<RequestHead>()]> {
-        let mut head = [0; size_of::<RequestHead>()];
-        while self.end - self.start < head.len() {
-            self.buf.copy_within(self.start..self.end, 0);
-            self.end -= self.start;
-            self.start = 0;
-            let n = receive(conn, &mut self.buf[self.end..])?;
-            self.end += n;
-        }
-        head.copy_from_slice(self.buffered(size_of::<RequestHead>()));
-        Ok(head)
-    }
-
-    /// Fills `buf` with the bytes that follow a request.
-    fn payload(&mut self, conn: &Conn, buf: &mut [u8]) -> io::Result<()> {
-        let here = self.buffered(buf.len());
-        buf[..here.len()].copy_from_slice(here);
-        let mut at = here.len();
-        while at < buf.len() {
-            at += receive(conn, &mut buf[at..])?;
-        }
-        Ok(())
-    }
-}
-
-fn receive(conn: &Conn, buf: &mut [u8]) -> io::Result<usize> {
-    conn.flush();
-    loop {
-        match (&*conn.stream).read(buf) {
-            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            other => return other,
-        }
+        reader
     }
 }

@@ -11,7 +11,7 @@ use super::{
     request::Limits,
     throttle::Throttle,
 };
-use crate::{Backend, BlockStatus, ZeroMode};
+use crate::{Backend, BatchDone, BatchOp, BlockStatus, ZeroMode};
 
 /// Plain writes of zeros at least this long may release space; shorter ones would cost more in the file system than
 /// they save.
@@ -151,6 +151,22 @@ impl Export {
         self.backend.trim(offset + inner.head, inner.len)
     }
 
+    /// Whether requests of whole sectors should be carried out many at a time.
+    pub fn batches(&self) -> bool {
+        self.backend.batches()
+    }
+
+    /// Whether a range is whole sectors.
+    pub fn is_whole(&self, offset: u64, len: u32) -> bool {
+        self.widen(offset, len.into()).aligned
+    }
+
+    /// Reads and writes of whole sectors, short enough to hold no zeros that are worth looking for.
+    pub fn batch(&self, ops: Vec<BatchOp<'_>>, done: BatchDone<'_>) {
+        let _shared = self.sectors.read().unwrap_or_else(PoisonError::into_inner);
+        self.backend.batch(ops, done);
+    }
+
     pub fn flush(&self) -> io::Result<()> {
         self.backend.flush()
     }
@@ -171,6 +187,18 @@ impl Export {
     pub fn status(&self, offset: u64, len: u32, limit: usize) -> io::Result<Vec<Run>> {
         let wide = self.widen(offset, len.into());
         let runs = self.backend.block_status(wide.start, wide.end - wide.start, limit)?;
+        Ok(Self::cut(runs, &wide, offset, len, limit))
+    }
+
+    /// As [`Export::status`], for a read of the range.
+    pub fn zeros_to_skip(&self, offset: u64, len: u32, limit: usize) -> io::Result<Vec<Run>> {
+        let wide = self.widen(offset, len.into());
+        let runs = self.backend.zeros_to_skip(wide.start, wide.end - wide.start, limit)?;
+        Ok(Self::cut(runs, &wide, offset, len, limit))
+    }
+
+    /// Cuts the status of whole sectors to what was asked for.
+    fn cut(runs: Vec<BlockStatus>, wide: &Widened, offset: u64, len: u32, limit: usize) -> Vec<Run> {
         let (mut out, mut at, end) = (Vec::<Run>::new(), wide.start, offset + u64::from(len));
         for BlockStatus { len, hole, zero } in runs.into_iter().take(limit) {
             let (from, to) = (at.max(offset), (at + len).min(end));
@@ -185,7 +213,7 @@ impl Export {
             // "Data" is true of any range.
             out.push(Run { len, hole: false, zero: false });
         }
-        Ok(out)
+        out
     }
 }
 

@@ -10,9 +10,11 @@ mod fuzz;
 pub mod negotiate;
 mod outbox;
 pub mod proto;
+mod reader;
 pub mod request;
 mod server;
 mod throttle;
+mod together;
 
 #[doc(hidden)]
 pub use fuzz::fuzz_nbd;

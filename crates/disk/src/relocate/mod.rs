@@ -214,11 +214,13 @@ impl Disk {
             .chain
             .quiesce(Instant::now() + DRAIN)
             .map_err(|_| RelocateError::Hanging { path: top.path.clone() })?;
-        let place = chain.layers.first_mut().filter(|now| Arc::ptr_eq(now, top));
-        let place = place.ok_or_else(|| RelocateError::Closed { path: top.path.clone() })?;
+        if !chain.layers.is_top(top) {
+            return Err(RelocateError::Closed { path: top.path.clone() });
+        }
         close(top)?;
-        *place = self.go_on_in(top, top.path.clone(), file)?;
-        Ok(Arc::clone(place))
+        let again = self.go_on_in(top, top.path.clone(), file)?;
+        chain.layers.set_top(Arc::clone(&again));
+        Ok(again)
     }
 
     /// A layer that was closed, by another file with the same content.
@@ -286,8 +288,9 @@ impl Disk {
             .chain
             .quiesce(Instant::now() + DRAIN)
             .map_err(|_| RelocateError::Hanging { path: old.clone() })?;
-        let place = chain.layers.first_mut().filter(|now| Arc::ptr_eq(now, mirrored));
-        let place = place.ok_or_else(|| RelocateError::Closed { path: old.clone() })?;
+        if !chain.layers.is_top(mirrored) {
+            return Err(RelocateError::Closed { path: old });
+        }
         close(mirrored)?;
         let named = match give_name(mirror, temp, &old, to, announce) {
             Ok(()) => {
@@ -298,11 +301,11 @@ impl Disk {
                     None => file,
                 };
                 let path = self.fs.canonicalize(to).unwrap_or_else(|_| to.to_owned());
-                *place = self.go_on_in(mirrored, path, file)?;
+                chain.layers.set_top(self.go_on_in(mirrored, path, file)?);
                 Ok(())
             }
             Err(error) => {
-                *place = self.go_on_in(mirrored, old, Arc::clone(mirror.old()))?;
+                chain.layers.set_top(self.go_on_in(mirrored, old, Arc::clone(mirror.old()))?);
                 Err(error)
             }
         };

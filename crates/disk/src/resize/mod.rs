@@ -87,8 +87,9 @@ impl Disk {
             .chain
             .quiesce(Instant::now() + DRAIN)
             .map_err(|_| ResizeError::Hanging { path: top.path.clone() })?;
-        let place = chain.layers.first_mut().filter(|now| Arc::ptr_eq(now, &top));
-        let place = place.ok_or_else(|| ResizeError::Closed { path: top.path.clone() })?;
+        if !chain.layers.is_top(&top) {
+            return Err(ResizeError::Closed { path: top.path.clone() });
+        }
         let changed = change(&top, size);
         // Also after a failure: the file says itself which size it has.
         let again = self.open_again(&top, changed.is_ok().then_some(size));
@@ -99,7 +100,7 @@ impl Disk {
                     layer.fail();
                 }
                 self.size.store(layer.size, Release);
-                *place = Arc::new(layer);
+                chain.layers.set_top(Arc::new(layer));
                 drop(chain);
                 changed?;
                 self.changed(old.min(size), old.abs_diff(size));

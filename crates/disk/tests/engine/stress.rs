@@ -4,7 +4,7 @@
 use crate::support::{
     SECTOR, assert_same, child_of, dynamic, folder, make, open, read_all, stamp, with_shadow,
 };
-use backstay_disk::{Backend, Disk, DiskOptions, NewDisk, ZeroMode};
+use backstay_disk::{Backend, BatchData, BatchOp, CacheMode, Disk, DiskOptions, NewDisk, ZeroMode};
 use backstay_vhd::testing::Rng;
 use std::{
     path::Path,
@@ -15,6 +15,8 @@ const THREADS: u64 = 8;
 const ROUNDS: u64 = 12;
 const REQUESTS: u64 = 60;
 const SECTORS: u64 = 2600; // two and a half blocks
+/// Sectors in a page.
+const PAGE: u64 = 8;
 
 /// One request: what it leaves in its sectors, and when it was under way.
 #[derive(Clone, Copy, Debug)]
@@ -42,6 +44,15 @@ fn one(disk: &Disk, rng: &mut Rng, clock: &AtomicU64, version: u64) -> Request {
     let (offset, len) = (sector * SECTOR, count * SECTOR);
     let begun = clock.fetch_add(1, SeqCst);
     let left = match rng.below(10) {
+        0..=2 if disk.batches() => {
+            let (sector, count) =
+                (sector / PAGE * PAGE, count.next_multiple_of(PAGE).min(SECTORS - SECTORS % PAGE));
+            let (sector, count) = (sector.min(SECTORS - count), count);
+            let (offset, len) = (sector * SECTOR, count * SECTOR);
+            together(disk, offset, &stamp(offset, len, version));
+            let left = Left::Version(version);
+            return Request { sector, count, left, begun, ended: clock.fetch_add(1, SeqCst) };
+        }
         0..=5 => {
             disk.write(offset, &stamp(offset, len, version)).unwrap();
             Left::Version(version)
@@ -65,6 +76,25 @@ fn one(disk: &Disk, rng: &mut Rng, clock: &AtomicU64, version: u64) -> Request {
         }
     };
     Request { sector, count, left, begun, ended: clock.fetch_add(1, SeqCst) }
+}
+
+/// Writes pages, each as a request of its own, all in one batch.
+fn together(disk: &Disk, offset: u64, data: &[u8]) {
+    let mut room = vec![0; data.len() + 4096];
+    let from = room.as_ptr().align_offset(4096);
+    let pages = &mut room[from..from + data.len()];
+    pages.copy_from_slice(data);
+    let at = |index: usize| offset + index as u64 * 4096;
+    let ops = pages
+        .chunks(4096)
+        .enumerate()
+        .map(|(index, page)| BatchOp { offset: at(index), data: BatchData::Write(page) });
+    let mut ended = 0;
+    disk.batch(ops.collect(), &mut |_, _, result| {
+        result.unwrap();
+        ended += 1;
+    });
+    assert_eq!(ended, data.len() / 4096, "each request ends once");
 }
 
 /// Whether `found` (0: zeros) is allowed in a sector that held `before`, after `requests`.
@@ -163,4 +193,29 @@ fn the_judge_knows_wrong_from_right() {
     let trimmed = [request(Left::Version(1), 0, 1), request(Left::Either, 2, 3)];
     assert!(allowed(12, 9, 1, &trimmed) && allowed(12, 9, 0, &trimmed) && !allowed(12, 9, 9, &trimmed));
     assert!(allowed(15, 9, 9, &two) && !allowed(15, 9, 2, &two));
+}
+
+/// Whole pages go past the page cache and parts of pages through it, at the same time, to the same places.
+#[test]
+fn requests_past_the_page_cache_and_through_it_meet() {
+    let past = |options: DiskOptions| DiskOptions { cache: CacheMode::None, ..options };
+    let folder = folder();
+    let size = SECTORS * SECTOR;
+    let raw = folder.path().join("raw.img");
+    make(&raw, &NewDisk::Raw { size });
+    if !open(&raw, past(DiskOptions::default())).batches() {
+        println!("skipped: {} takes no direct input and output", folder.path().display());
+        return;
+    }
+    hammer(&raw, &past(DiskOptions::default()));
+    let base = dynamic(folder.path(), "0.vhd", size);
+    hammer(&base, &past(with_shadow(folder.path())));
+    let child = folder.path().join("1.avhd");
+    child_of(&base, &child);
+    hammer(&child, &past(with_shadow(folder.path())));
+    let vhdx = dynamic(folder.path(), "0.vhdx", size);
+    hammer(&vhdx, &past(with_shadow(folder.path())));
+    let fixed = folder.path().join("fixed.vhd");
+    make(&fixed, &NewDisk::Fixed { size });
+    hammer(&fixed, &past(DiskOptions::default()));
 }

@@ -23,7 +23,7 @@ impl DiskSet {
     /// # Errors
     /// [`DisksError`]; it is not open then.
     pub(crate) fn attach(&self, drive: &DriveSpec) -> Result<Vec<String>, DisksError> {
-        let Some(opened) = open_drive(drive, &Tops::default(), &mut Vec::new())? else {
+        let Some(opened) = open_drive(drive, self.cache, &Tops::default(), &mut Vec::new())? else {
             return Ok(Vec::new());
         };
         let opened = Arc::new(opened);

@@ -126,6 +126,7 @@ impl Vm {
             qemu_groups: Vec::new(),
             sandbox: None,
             guard: backstay_worker::guard::GuardOptions::default(),
+            disk_cache: backstay_disk::CacheMode::default(),
         };
         Self { dir, record, slots, worker: None }
     }

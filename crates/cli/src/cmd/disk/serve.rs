@@ -6,8 +6,8 @@ use crate::context::Context;
 use crate::exit::Fail;
 use anyhow::Context as _;
 use backstay_disk::nbd::{ExportSpec, Server};
-use backstay_disk::{Disk, DiskOptions};
-use clap::{Args, ValueHint};
+use backstay_disk::{CacheMode, Disk, DiskOptions};
+use clap::{Args, ValueEnum, ValueHint};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -35,11 +35,23 @@ pub struct ServeArgs {
     /// Refuse writes; others may read the disk at the same time
     #[arg(short, long)]
     read_only: bool,
+    /// What the host's page cache is used for: `writeback`, or `none` for data to go past it
+    #[arg(long, value_enum, default_value_t = Cache::Writeback, hide_default_value = true)]
+    cache: Cache,
     /// Name of the export; the default export unless given
     #[arg(long, default_value = "", hide_default_value = true)]
     name: String,
     #[command(flatten)]
     format: FormatArgs,
+}
+
+/// The page cache.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Cache {
+    /// Reads and writes go through it
+    Writeback,
+    /// Data go past it where the file allows it
+    None,
 }
 
 /// Runs it.
@@ -52,7 +64,11 @@ pub fn run(context: &Context, args: &ServeArgs) -> anyhow::Result<()> {
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
         let mut hang_up = signal(SignalKind::hangup())?;
-        let how = DiskOptions { format: args.format.read_only().format, ..options(args.read_only) };
+        let cache = match args.cache {
+            Cache::Writeback => CacheMode::Writeback,
+            Cache::None => CacheMode::None,
+        };
+        let how = DiskOptions { format: args.format.read_only().format, cache, ..options(args.read_only) };
         let disk = Disk::open(&args.path, how)?;
         for warning in disk.warnings() {
             context.warn(warning.to_string());
