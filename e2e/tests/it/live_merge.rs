@@ -4,7 +4,7 @@
 use crate::tree::layers;
 use crate::tree_random::Random;
 use crate::{FIRST, SECOND};
-use backstay_e2e::{Host, Load, Micro, Ticks, Told, ask_load, hash, kill, stop_load, wait_for};
+use backstay_e2e::{Host, HostOptions, Load, Micro, Ticks, Told, ask_load, hash, kill, stop_load, wait_for};
 use serde_json::Value;
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -37,6 +37,8 @@ struct Size {
     ranges: u64,
     /// Daemons are killed, merges cancelled and speeds changed, too.
     chaos: bool,
+    /// Data of the guest go past the host's page cache.
+    past_cache: bool,
 }
 
 struct Story {
@@ -131,7 +133,8 @@ impl Story {
     fn new(seed: u64, size: Size) -> Self {
         println!("seed {seed}, {size:?}");
         let mut random = Random::new(seed);
-        let host = Host::start();
+        let settings = if size.past_cache { "[disks]\ncache = \"none\"\n" } else { "" };
+        let host = Host::with(&HostOptions { settings: settings.into(), ..HostOptions::default() });
         let raw = host.folder().join("model.raw");
         let model = File::options().read(true).write(true).create_new(true).open(&raw).unwrap();
         model.set_len(size.disk_mib * MIB).unwrap();
@@ -411,8 +414,24 @@ fn a_guest_that_writes_through_merges_and_dying_workers_finds_every_byte() {
         mib_per_second: 16,
         ranges: 4,
         chaos: false,
+        past_cache: false,
     };
     run(1, size);
+}
+
+#[test]
+fn the_same_is_so_past_the_page_cache() {
+    let size = Size {
+        disk_mib: 64,
+        change_mib: 32,
+        kills: 3,
+        window_ms: 1000,
+        mib_per_second: 16,
+        ranges: 4,
+        chaos: false,
+        past_cache: true,
+    };
+    run(2, size);
 }
 
 #[test]
@@ -426,6 +445,7 @@ fn soak_live_merge_of_a_gibibyte_with_fifty_dead_workers() {
         mib_per_second: 12,
         ranges: 256,
         chaos: true,
+        past_cache: false,
     };
     run(std::time::UNIX_EPOCH.elapsed().unwrap().as_secs(), size);
 }
