@@ -346,6 +346,15 @@ impl Layer {
         }
     }
 
+    /// Does what closing would fail at where a volume is full, as long as nothing is closed yet.
+    pub(crate) fn settle(&self) -> io::Result<()> {
+        match &self.body {
+            Body::Image(AnyImage::Vhdx(image)) => Ok(image.settle()?),
+            // Closing one only gives space back.
+            Body::Image(AnyImage::Vhd(_)) | Body::Raw(_) => Ok(()),
+        }
+    }
+
     /// Flushes and tidies up; no write can follow.
     pub(crate) fn close(&self) -> io::Result<()> {
         match &self.body {

@@ -33,6 +33,7 @@ mod create;
 pub mod device;
 mod disk;
 mod error;
+mod family;
 mod flat;
 mod foreign;
 pub mod fs;
@@ -60,6 +61,7 @@ mod stats;
 mod status;
 mod switch;
 mod temp;
+mod volume;
 mod walk;
 mod write;
 mod zero;
@@ -68,7 +70,7 @@ pub use backstay_vhd::Kinship;
 
 pub use backend::{Backend, BatchData, BatchDone, BatchOp, BlockStatus, ZeroMode};
 pub use chain::{ChainWarning, MAX_DEPTH};
-pub use compact::{CompactError, CompactPlan, Compacted, compact_offline, plan_compact};
+pub use compact::{CompactError, CompactPlan, Compacted, Dropping, compact_offline, plan_compact};
 pub use convert::{
     BadRange, ConvertError, ConvertReport, ConvertRequest, ConvertTo, Progress, convert, plan_convert,
     source_files,
@@ -76,19 +78,22 @@ pub use convert::{
 pub use create::{CreateError, DEFAULT_BLOCK_SIZE, Identity, NewDisk, NewDiskPlan, create_disk};
 pub use disk::{CloseError, Disk, LayerInfo};
 pub use error::OpenError;
+pub use family::children_beside;
 pub use foreign::{ForeignError, ForeignFormat, ForeignSource, HeaderError, What};
 pub use image::ImageInfo;
 pub use inspect::{MapError, Report, check_file, look_at, map_file};
 pub use kinship::{KinshipError, kinship};
 pub use limit::{Bucket, Cost, RateLimit};
 pub use merge::{
-    MergeControl, MergeError, MergePlan, MergeProgress, MergeStep, Merged, ReparentError, children_of,
-    merge_offline, plan_merge, reparent,
+    MergeControl, MergeError, MergePlan, MergeProgress, MergeStep, Merged, ReparentError, ReparentPlan,
+    children_of, merge_offline, plan_merge, plan_reparent, reparent,
 };
 pub use options::{CacheMode, DiskFormat, DiskOptions};
 pub use partitions::{Partition, partitions};
 pub use relocate::{RelocateControl, RelocateError};
-pub use resize::{Grown, NewSize, ResizeError, ResizePlan, UsedBy, plan_resize, resize_offline};
+pub use resize::{
+    Grown, NewSize, ResizeControl, ResizeError, ResizePlan, UsedBy, plan_resize, resize_offline,
+};
 pub use saved_state::mark_saved_state;
 pub use seams::{ChangedRanges, WriteGate};
 pub use served::{DiskRange, FileRange};
@@ -96,3 +101,4 @@ pub use settle::settle_parents;
 pub use stats::DiskStats;
 pub use switch::{Switch, SwitchError, Switched, switch_all, switch_back_all};
 pub use temp::remove_unfinished;
+pub use volume::{SpaceState, VolumeSpace, fuzz_volume};

@@ -23,20 +23,59 @@ pub struct Partition {
     pub len: u64,
 }
 
+/// What the start of a disk says about its parts.
+#[derive(Debug)]
+pub(crate) enum Table {
+    /// No partition table.
+    None,
+    /// It contradicts itself or the disk.
+    Damaged,
+    /// Windows' dynamic volumes.
+    Foreign,
+    /// Partitions in the order of their numbers, all of them on the disk.
+    Partitions(Vec<Partition>),
+}
+
 /// The partitions of a disk by its table: GPT (UEFI specification 2.10, chapter 5) or MBR with its logical ones. Those that are
 /// not on the disk as a whole are left out, and so are all of a damaged table.
 ///
 /// # Errors
 /// If the disk cannot be read.
 pub fn partitions(disk: &Disk) -> io::Result<Vec<Partition>> {
-    let (sector, size) = (u64::from(disk.sector_size()), disk.size());
+    let size = disk.size();
     let inside = |part: &Partition| {
         part.len > 0 && part.offset > 0 && part.offset.checked_add(part.len).is_some_and(|end| end <= size)
     };
+    let mut found = found(disk)?.unwrap_or_default();
+    found.retain(inside);
+    found.sort_by_key(|part| part.number);
+    Ok(found)
+}
+
+/// The same for those who have to know for sure.
+pub(crate) fn table(disk: &Disk) -> io::Result<Table> {
+    let (sector, size) = (u64::from(disk.sector_size()), disk.size());
+    match partition::mbr(&read_sector(disk, 0)?, sector, size) {
+        Mbr::None if disk.has_gpt_header()? => return Ok(Table::Damaged),
+        Mbr::None => return Ok(Table::None),
+        Mbr::WholeDisk => return Ok(Table::Foreign),
+        Mbr::Damaged => return Ok(Table::Damaged),
+        Mbr::Gpt | Mbr::Partitions { .. } => {}
+    }
+    let Some(all) = found(disk)? else { return Ok(Table::Damaged) };
+    let whole = partitions(disk)?;
+    let expected = all.iter().filter(|part| part.len > 0).count();
+    Ok(if whole.len() == expected { Table::Partitions(whole) } else { Table::Damaged })
+}
+
+/// What is listed; `None`: the table is damaged.
+fn found(disk: &Disk) -> io::Result<Option<Vec<Partition>>> {
+    let (sector, size) = (u64::from(disk.sector_size()), disk.size());
     let first = read_sector(disk, 0)?;
-    let mut found = match partition::mbr(&first, sector, size) {
-        Mbr::None => Vec::new(),
-        Mbr::Gpt => disk.gpt()?.map(|gpt| gpt.partitions()).unwrap_or_default(),
+    Ok(match partition::mbr(&first, sector, size) {
+        Mbr::None => Some(Vec::new()),
+        Mbr::Damaged => None,
+        Mbr::Gpt => disk.gpt()?.and_then(|gpt| gpt.partitions()),
         Mbr::Partitions { .. } | Mbr::WholeDisk => {
             let mut found = Vec::new();
             for (number, entry) in (1..).zip(partition::mbr_entries(&first)) {
@@ -45,12 +84,9 @@ pub fn partitions(disk: &Disk) -> io::Result<Vec<Partition>> {
                     false => found.push(of_entry(number, &entry, 0, sector)),
                 }
             }
-            found
+            Some(found)
         }
-    };
-    found.retain(inside);
-    found.sort_by_key(|part| part.number);
-    Ok(found)
+    })
 }
 
 fn of_entry(number: u32, entry: &MbrEntry, base: u64, sector: u64) -> Partition {

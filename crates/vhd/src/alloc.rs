@@ -245,7 +245,11 @@ impl Allocator {
         if len < self.free + FOOTER {
             storage.set_len(self.free + FOOTER).meta_context("grow the file to", self.free + FOOTER)?;
         }
-        storage.write_at(&self.footer, self.free).meta_context("write the footer", self.free)?;
+        match storage.write_at(&self.footer, self.free) {
+            // A hole that a full volume has no room for. The file ends with a footer as it is.
+            Err(source) if is_full(&source) && !self.stale => return Ok(false),
+            written => written.meta_context("write the footer", self.free)?,
+        }
         storage.flush().meta_context(FLUSH, self.free)?;
         storage.set_len(self.free + FOOTER).meta_context("cut the end of the file to", self.free + FOOTER)?;
         storage.flush().meta_context(FLUSH, self.free)?;

@@ -239,9 +239,34 @@ impl<'a> Sizing<'a> {
         if at_home && entries == self.blocks.count {
             plan.steps.push(Step::Flush);
             self.point(plan, self.found.data_end, home);
-            return Ok(());
+        } else {
+            self.move_header(plan, home)?;
         }
-        self.move_header(plan, home)
+        if plan.new < plan.old {
+            self.clear_behind(plan);
+        }
+        Ok(())
+    }
+
+    /// What the last block keeps behind the end of a disk that got smaller goes too: another program that makes it larger again may
+    /// not clear it, and somebody may have wanted it gone.
+    fn clear_behind(&self, plan: &mut ResizePlan) {
+        let (old, last) = (&self.sparse.blocks, self.blocks.count.saturating_sub(1));
+        // The last block of the larger disk may be stored without its end.
+        let (used, end) = (self.blocks.used_len(last), old.used_len(last));
+        let Some(entry) = self.sparse.table.get(last as usize).filter(|entry| **entry != ABSENT) else {
+            return;
+        };
+        if used < end {
+            let offset = u64::from(*entry) * SECTOR + old.bitmap_len + used;
+            let what = "zeros behind the end of the disk".to_owned();
+            plan.steps.push(Step::Write {
+                what,
+                offset,
+                content: Content::Fill { byte: 0, len: end - used },
+            });
+            plan.steps.push(Step::Flush);
+        }
     }
 
     /// What a block holds behind the end of the disk counts once the disk is larger.

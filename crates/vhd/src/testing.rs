@@ -146,6 +146,28 @@ impl SimStorage {
         Self::from_view(view)
     }
 
+    /// The file after the power loss that is the worst for those who rely on an order: of what was not flushed, the places that
+    /// `keep` names have their last content, and all others what was durable. The length is the last one or the durable one: the
+    /// larger or the smaller of both.
+    #[must_use]
+    pub fn power_cut_keeping(&self, longest: bool, keep: impl Fn(u64) -> bool) -> Arc<Self> {
+        let state = self.state();
+        let mut view = state.durable.clone();
+        let (now, durable) = (state.now.len, view.len);
+        let len = if longest { now.max(durable) } else { now.min(durable) };
+        // A file that is as long as it was has what it had behind its new end.
+        let kept = |at: u64| keep(at) && !(at >= now && now < len);
+        for (index, versions) in state.versions.iter().filter(|(index, _)| kept(**index * SECTOR)) {
+            match versions.last().copied().flatten() {
+                Some(sector) => view.sectors.insert(*index, sector),
+                None => view.sectors.remove(index),
+            };
+        }
+        view.len = u64::MAX;
+        view.cut(len);
+        Self::from_view(view)
+    }
+
     /// The file as the next process finds it: everything written is there, what was not flushed still is not durable.
     #[must_use]
     pub fn kill(&self) -> Arc<Self> {

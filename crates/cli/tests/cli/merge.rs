@@ -85,10 +85,47 @@ fn a_moved_parent_is_told_to_its_child() {
     std::fs::rename(dir.join("base.vhd"), dir.join("elsewhere/moved.vhd")).unwrap();
     let wrong = disk(dir, &["reparent", "child.avhd", "--parent", "other.vhd"]);
     assert!(err(&wrong).contains("its content would be destroyed"), "{}", err(&wrong));
+    assert_eq!(wrong.status.code(), Some(5));
+    let planned = disk(dir, &["reparent", "child.avhd", "--parent", "other.vhd", "--dry-run"]);
+    assert_eq!(
+        (planned.status.code(), err(&planned)),
+        (Some(5), err(&wrong)),
+        "a plan is refused like the work"
+    );
     done(dir, &["reparent", "child.avhd", "--parent", "elsewhere/moved.vhd", "--dry-run"]);
     assert!(Disk::open(&dir.join("child.avhd"), DiskOptions::read_only()).is_err());
     done(dir, &["reparent", "child.avhd", "--parent", "elsewhere/moved.vhd"]);
     assert_eq!(byte(dir, "child.avhd", 0), 1);
+}
+
+/// Whatever writes to it destroys what its child reads.
+#[test]
+fn a_parent_is_shown_for_reading_only() {
+    for (base, child) in [("base.vhd", "child.avhd"), ("base.vhdx", "child.avhdx")] {
+        let folder = tempfile::tempdir().unwrap();
+        let dir = folder.path();
+        done(dir, &["create", base, "--size", "16M"]);
+        done(dir, &["create", child, "--parent", base]);
+        std::fs::create_dir(dir.join("shown")).unwrap();
+        for command in [["mount", base, "shown"].as_slice(), &["serve", base, "--socket", "socket"]] {
+            let refused = disk(dir, command);
+            assert_eq!(refused.status.code(), Some(5), "{command:?}: {}", err(&refused));
+            let said = err(&refused);
+            assert!(
+                said.contains("is the parent of") && said.contains(child) && said.contains("--read-only"),
+                "{said}"
+            );
+        }
+        // What its file systems do not need is read by the child too.
+        let refused = disk(dir, &["compact", base, "--free-space"]);
+        assert_eq!(refused.status.code(), Some(5), "{}", err(&refused));
+        let told = disk(dir, &["compact", child, "--free-space"]);
+        assert!(
+            told.status.success() && err(&told).contains("it holds nothing that is known"),
+            "{}",
+            err(&told)
+        );
+    }
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! Whether a block holds anything that is worth its place.
 
-use crate::{disk::read_chain, layer::Layer, status::data_runs};
+use crate::{disk::read_chain, layer::Layer, status::data_runs, volume::FreeMap};
 use backstay_vhd::{Format, LayerFormat, ReadExtent, Source, compact::Empty};
 use std::{io, sync::Arc};
 
@@ -13,6 +13,8 @@ const MOST: u64 = 1 << 20;
 #[derive(Debug)]
 pub(super) struct Looking<'a> {
     pub(super) layers: &'a [Arc<Layer>],
+    /// What no file system on the disk needs: any content will do there.
+    pub(super) free: Option<&'a FreeMap>,
     pub(super) buf: Vec<u8>,
 }
 
@@ -27,12 +29,16 @@ impl Looking<'_> {
         };
         let mut extents: Vec<ReadExtent> = Vec::new();
         image.resolve_read(start, len, &mut extents)?;
+        let mut at = start;
         for extent in &extents {
-            if let Source::Data { file_offset } = extent.source
-                && !self.is_zero_in_file(top, file_offset, extent.len)?
-            {
-                return Ok(None);
+            if let Source::Data { file_offset } = extent.source {
+                for (used, len) in self.needed(at, extent.len) {
+                    if !self.is_zero_in_file(top, file_offset + (used - at), len)? {
+                        return Ok(None);
+                    }
+                }
             }
+            at += extent.len;
         }
         // What is zero here must be so without the block: the parent is seen there then.
         if self.parent_is_zero(parents, start, &extents, false)? {
@@ -40,6 +46,11 @@ impl Looking<'_> {
         }
         let hides = image.format() == Format::Vhdx && self.parent_is_zero(parents, start, &extents, true)?;
         Ok(hides.then_some(Empty::Zeros))
+    }
+
+    /// The parts of a range whose content counts.
+    fn needed(&self, offset: u64, len: u64) -> Vec<(u64, u64)> {
+        self.free.map_or_else(|| vec![(offset, len)], |free| free.used_in(offset, len))
     }
 
     /// Whether the parent is zero where it is seen (`shown`), or where it is not.
@@ -51,10 +62,13 @@ impl Looking<'_> {
         shown: bool,
     ) -> io::Result<bool> {
         let mut at = start;
-        for extent in extents {
-            let looked_at = (extent.source == Source::Parent) == shown;
-            if looked_at && !parents.is_empty() && !self.is_zero_in_chain(parents, at, extent.len)? {
-                return Ok(false);
+        for extent in extents.iter().filter(|_| !parents.is_empty()) {
+            if (extent.source == Source::Parent) == shown {
+                for (used, len) in self.needed(at, extent.len) {
+                    if !self.is_zero_in_chain(parents, used, len)? {
+                        return Ok(false);
+                    }
+                }
             }
             at += extent.len;
         }

@@ -68,6 +68,17 @@ pub enum CompactError {
         /// The file.
         path: PathBuf,
     },
+    /// What they read of free space would change.
+    #[error(
+        "{} is the parent of {}, and what it reads stays as it is while it has children: leave --free-space out, or merge them first",
+        path.display(), list(children)
+    )]
+    HasChildren {
+        /// The file.
+        path: PathBuf,
+        /// Its children that were found.
+        children: Vec<PathBuf>,
+    },
     /// The file cannot be opened, or not be opened again.
     #[error("cannot compact {}", path.display())]
     Open {
@@ -102,4 +113,8 @@ pub enum CompactError {
         #[source]
         source: io::Error,
     },
+}
+
+fn list(paths: &[PathBuf]) -> String {
+    paths.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", ")
 }

@@ -31,12 +31,14 @@ pub use plan::{CompactPlan, plan_compact};
 use crate::{
     chain::Chain,
     disk::{DRAIN, Disk},
+    family::children_near,
     fs::FileSystem,
     image::ImageInfo,
     layer::{Body, Layer},
     merge::MergeControl,
     options::DiskOptions,
     quiesce::Quiet,
+    volume::{FreeMap, VolumeSpace, free_space},
 };
 use backstay_vhd::DiskType;
 use run::Compactor;
@@ -63,6 +65,17 @@ pub struct Compacted {
     pub new_len: u64,
     /// Bytes of the volume that the file gave back.
     pub freed: u64,
+    /// What the file systems on the disk said is free; only where that was asked for.
+    pub volumes: Vec<VolumeSpace>,
+}
+
+/// What goes of a disk that is compacted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Dropping {
+    /// Blocks of zeros: what the disk reads stays the same.
+    Zeros,
+    /// Blocks, too, of which the file systems on the disk need nothing. What was deleted reads as something else then.
+    FreeSpace,
 }
 
 /// Whether somebody may write to the disk meanwhile.
@@ -78,10 +91,15 @@ impl Disk {
     /// # Errors
     /// [`CompactError`]; the disk reads as before.
     pub fn compact(&self, control: &MergeControl) -> Result<Compacted, CompactError> {
-        self.compact_as(control, Use::Served)
+        self.compact_as(control, Use::Served, Dropping::Zeros)
     }
 
-    fn compact_as(&self, control: &MergeControl, used: Use) -> Result<Compacted, CompactError> {
+    fn compact_as(
+        &self,
+        control: &MergeControl,
+        used: Use,
+        dropping: Dropping,
+    ) -> Result<Compacted, CompactError> {
         let path = self.top_path();
         if self.options.read_only {
             return Err(CompactError::ReadOnly { path });
@@ -95,6 +113,7 @@ impl Disk {
         let layers = self.chain.enter().layers.to_vec();
         let Some(top) = layers.first().cloned() else { return Err(CompactError::Closed { path }) };
         check(&top, used)?;
+        let (free, volumes) = self.free_for(&top, dropping)?;
         let before = self.space_of(&top)?;
         let holds = Arc::new(Holds::new(top.block_size().max(512).trailing_zeros()));
         {
@@ -104,7 +123,7 @@ impl Disk {
             }
             chain.holds = Some(Arc::clone(&holds));
         }
-        let mut compactor = Compactor::new(self, control, layers, &holds, used == Use::Alone);
+        let mut compactor = Compactor::new(self, control, layers, &holds, free.as_ref(), used == Use::Alone);
         let done = compactor.run();
         let (dropped_blocks, moved_blocks, bytes_moved) = compactor.done();
         let ended = self.end_compaction(&top);
@@ -119,7 +138,30 @@ impl Disk {
             old_len: before.0,
             new_len: after.0,
             freed: before.1.saturating_sub(after.1),
+            volumes,
         })
+    }
+
+    /// What nobody needs of the disk, and who says so.
+    fn free_for(
+        &self,
+        top: &Layer,
+        dropping: Dropping,
+    ) -> Result<(Option<FreeMap>, Vec<VolumeSpace>), CompactError> {
+        if dropping == Dropping::Zeros {
+            return Ok((None, Vec::new()));
+        }
+        let identity = top.identity().unwrap_or_default();
+        let children = children_near(&self.fs, &top.path, identity).map_err(|error| CompactError::Io {
+            path: error.path.clone(),
+            action: "tell the parent of",
+            source: std::io::Error::other(error.source),
+        })?;
+        if !children.is_empty() {
+            return Err(CompactError::HasChildren { path: top.path.clone(), children });
+        }
+        let (free, volumes) = free_space(self).map_err(|error| io_error(top, "read", error))?;
+        Ok((Some(free), volumes))
     }
 
     /// Requests wait for nothing any more, and the file is cut where its last block ends: that is what closing it does.
@@ -134,6 +176,8 @@ impl Disk {
         if !chain.layers.is_top(top) {
             return Ok(());
         }
+        // A file that is closed and for lack of space not opened again would be worse than one that is cut later.
+        top.settle().map_err(|error| io_error(top, "write the last changes to", error))?;
         // After a failed sync nothing is acknowledged any more, so it is not opened again.
         top.close().map_err(|error| io_error(top, "write the last changes to", error))?;
         let again = top.reopen_writable(&self.fs, &self.options).inspect_err(|_| top.fail());
@@ -164,20 +208,21 @@ impl Disk {
     }
 }
 
-/// Compacts a disk that nobody uses. Its children, if it has any, do not notice.
+/// Compacts a disk that nobody uses. Its children, if it has any, do not notice; with [`Dropping::FreeSpace`] there may be none.
 ///
 /// # Errors
-/// [`CompactError`]; the disk reads as before.
+/// [`CompactError`]; the disk reads as before, but for what its file systems do not need.
 pub fn compact_offline(
     fs: &Arc<dyn FileSystem>,
     path: &Path,
     options: &DiskOptions,
+    dropping: Dropping,
     control: &MergeControl,
 ) -> Result<Compacted, CompactError> {
     let opened = Disk::open_on(Arc::clone(fs), path, DiskOptions { read_only: false, ..options.clone() });
     let disk =
         opened.map_err(|source| CompactError::Open { path: path.to_owned(), source: Box::new(source) })?;
-    let compacted = disk.compact_as(control, Use::Alone)?;
+    let compacted = disk.compact_as(control, Use::Alone, dropping)?;
     disk.close().map_err(|error| CompactError::Io {
         path: path.to_owned(),
         action: "close",

@@ -1,7 +1,7 @@
 //! What a compaction of a disk that nobody writes to would do.
 
-use super::{CompactError, Use, check, empty::Looking, io_error};
-use crate::{disk::Disk, fs::FileSystem, options::DiskOptions};
+use super::{CompactError, Dropping, Use, check, empty::Looking, io_error};
+use crate::{disk::Disk, fs::FileSystem, options::DiskOptions, volume::VolumeSpace};
 use backstay_vhd::compact::Item;
 use std::{
     collections::HashSet,
@@ -25,12 +25,15 @@ pub struct CompactPlan {
     pub old_len: u64,
     /// Length of the file afterwards.
     pub new_len: u64,
+    /// What the file systems on the disk say is free; only where that was asked for.
+    pub volumes: Vec<VolumeSpace>,
 }
 
 impl fmt::Display for CompactPlan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { blocks, empty_blocks, moves, old_len, new_len, .. } = self;
         writeln!(f, "compact {}", self.path.display())?;
+        self.volumes.iter().try_for_each(|volume| writeln!(f, "  {volume}"))?;
         writeln!(f, "  drop {empty_blocks} of {blocks} blocks: they hold nothing")?;
         writeln!(f, "  move {moves} blocks to the front")?;
         writeln!(f, "  cut the file from {old_len} to {new_len} bytes: {} less", self.saves())
@@ -53,6 +56,7 @@ pub fn plan_compact(
     fs: &Arc<dyn FileSystem>,
     path: &Path,
     options: &DiskOptions,
+    dropping: Dropping,
 ) -> Result<CompactPlan, CompactError> {
     let looking = DiskOptions { read_only: true, gate: None, changed: None, ..options.clone() };
     let disk = Disk::open_on(Arc::clone(fs), path, looking)
@@ -62,7 +66,8 @@ pub fn plan_compact(
     check(top, Use::Alone)?;
     let image = top.image().ok_or_else(|| CompactError::Raw { path: path.to_owned() })?;
     let layout = image.layout();
-    let mut looking = Looking { layers: &layers, buf: Vec::new() };
+    let (free, volumes) = disk.free_for(top, dropping)?;
+    let mut looking = Looking { layers: &layers, free: free.as_ref(), buf: Vec::new() };
     let (mut gone, mut blocks) = (HashSet::new(), 0);
     for (item, _) in &layout.items {
         let Item::Block(block) = item else { continue };
@@ -83,5 +88,6 @@ pub fn plan_compact(
         moves,
         old_len,
         new_len: (packed.end() + footer).min(old_len),
+        volumes,
     })
 }

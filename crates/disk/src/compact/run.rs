@@ -6,6 +6,7 @@ use crate::{
     layer::Layer,
     merge::{MergeControl, MergeStep, Pace},
     status::data_runs,
+    volume::FreeMap,
 };
 use backstay_vhd::{
     FileSpan, LayerFormat,
@@ -32,6 +33,8 @@ pub(super) struct Compactor<'a> {
     control: &'a MergeControl,
     layers: Vec<Arc<Layer>>,
     holds: &'a Holds,
+    /// What no file system on the disk needs.
+    free: Option<&'a FreeMap>,
     /// Most bytes in a batch.
     batch: u64,
     pace: Pace,
@@ -47,11 +50,12 @@ impl<'a> Compactor<'a> {
         control: &'a MergeControl,
         layers: Vec<Arc<Layer>>,
         holds: &'a Holds,
+        free: Option<&'a FreeMap>,
         alone: bool,
     ) -> Self {
         let batch = if alone { BATCH } else { SERVED_BATCH };
         let (pace, buf) = (Pace::new(), Vec::new());
-        Self { disk, control, layers, holds, batch, pace, buf, dropped: 0, moved: 0, bytes: 0 }
+        Self { disk, control, layers, holds, free, batch, pace, buf, dropped: 0, moved: 0, bytes: 0 }
     }
 
     /// Blocks dropped, blocks moved, bytes moved.
@@ -61,8 +65,14 @@ impl<'a> Compactor<'a> {
 
     pub(super) fn run(&mut self) -> Result<(), CompactError> {
         self.control.step(MergeStep::Begun);
+        if self.free.is_some() {
+            // What others know this disk by must not outlive a change of what it reads, though nobody needs that.
+            let settled = self.image()?.settle_identity();
+            settled.map_err(|error| self.failed("write to", error.into(), 0))?;
+        }
         self.drop_empty()?;
         self.pack()?;
+        self.control.step(MergeStep::Packed);
         self.punch_holes()?;
         self.control.step(MergeStep::Emptied);
         Ok(())
@@ -96,7 +106,8 @@ impl<'a> Compactor<'a> {
     }
 
     fn empty(&mut self, block: u32) -> Result<Option<Empty>, CompactError> {
-        let mut looking = Looking { layers: &self.layers, buf: std::mem::take(&mut self.buf) };
+        let buf = std::mem::take(&mut self.buf);
+        let mut looking = Looking { layers: &self.layers, free: self.free, buf };
         let top = self.top()?;
         let image = self.image()?;
         let found = looking.empty(image, block).map_err(|error| io_error(top, "read", error));
@@ -131,6 +142,13 @@ impl<'a> Compactor<'a> {
         }
         self.image()?.free_places(&spans);
         self.dropped += empty.len() as u64;
+        if self.free.is_some() {
+            let size = u64::from(self.top()?.block_size());
+            for (block, _) in &empty {
+                let at = u64::from(*block) * size;
+                self.disk.changed(at, size.min(self.top()?.size - at));
+            }
+        }
         Ok(())
     }
 

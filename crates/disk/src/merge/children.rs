@@ -11,8 +11,48 @@ use crate::{
     parent::{Found, open_parent, was_merged},
 };
 use backstay_vhd::{LayerFormat, VhdTime, vhdx::Locator};
-use std::{collections::HashSet, io, path::Path, sync::Arc};
+use std::{
+    collections::HashSet,
+    fmt, io,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 use uuid::Uuid;
+
+/// What another parent for a differencing disk would mean; printable.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ReparentPlan {
+    /// The disk.
+    pub child: PathBuf,
+    /// Its parent afterwards.
+    pub parent: PathBuf,
+    /// The parent is the one of the present parent, which is empty.
+    pub skips_empty: bool,
+}
+
+impl fmt::Display for ReparentPlan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { child, parent, skips_empty } = self;
+        writeln!(f, "write into the header of {} that its parent is {}", child.display(), parent.display())?;
+        if *skips_empty {
+            writeln!(f, "  it is the parent of its present one, which is empty")?;
+        }
+        Ok(())
+    }
+}
+
+/// Looks at a differencing disk that nobody uses and at a file that is to be its parent: everything that can be refused is refused here.
+///
+/// # Errors
+/// As [`reparent`].
+pub fn plan_reparent(
+    fs: &Arc<dyn FileSystem>,
+    child: &Path,
+    parent: &Path,
+    options: &DiskOptions,
+) -> Result<ReparentPlan, ReparentError> {
+    Ok(checked(fs, child, parent, options)?.plan)
+}
 
 /// Tells a closed differencing disk that its parent is at `parent` now. The parent must be the one it was made from (by
 /// unique id), or the parent of that if that one is empty. At every instant, also after a power cut, the file is whole and
@@ -26,22 +66,46 @@ pub fn reparent(
     parent: &Path,
     options: &DiskOptions,
 ) -> Result<(), ReparentError> {
+    let Checked { parent, wanted, .. } = checked(fs, child, parent, options)?;
+    reparent_closed(fs, child, &[wanted], &parent, options)
+}
+
+/// A parent that may be one, under its lock.
+struct Checked {
+    plan: ReparentPlan,
+    parent: Layer,
+    /// Id of the parent that the child has.
+    wanted: Uuid,
+}
+
+fn checked(
+    fs: &Arc<dyn FileSystem>,
+    child: &Path,
+    parent: &Path,
+    options: &DiskOptions,
+) -> Result<Checked, ReparentError> {
     let looking = DiskOptions { read_only: true, gate: None, changed: None, ..options.clone() };
     let mode = LayerMode { writable: false, format: format_of(fs, parent, None)? };
     let parent = Layer::open(fs, parent, mode, &looking)?;
     let id = parent.identity().unwrap_or_default();
-    let (wanted, instead) = {
-        let mode = LayerMode { writable: false, format: format_of(fs, child, None)? };
-        let child = Layer::open(fs, child, mode, &looking)?;
-        let link = child.image().and_then(LayerFormat::parent);
-        let link = link.ok_or_else(|| ReparentError::NotDifferencing { child: child.path.clone() })?;
-        (link.unique_id, child.is_child_of(id) || empty_parent_of(fs, &child, id, &looking))
-    };
-    if !instead {
-        let (child, parent) = (child.to_owned(), parent.path);
-        return Err(ReparentError::OtherParent { child, parent, wanted, found: id });
+    let mode = LayerMode { writable: false, format: format_of(fs, child, None)? };
+    let child = Layer::open(fs, child, mode, &looking)?;
+    let link = child.image().and_then(LayerFormat::parent);
+    let link = link.ok_or_else(|| ReparentError::NotDifferencing { child: child.path.clone() })?;
+    let is_its_own = child.is_child_of(id);
+    if !is_its_own && !empty_parent_of(fs, &child, id, &looking) {
+        let (child, wanted) = (child.path.clone(), link.unique_id);
+        return Err(ReparentError::OtherParent { child, parent: parent.path, wanted, found: id });
     }
-    reparent_closed(fs, child, &[wanted], &parent, options)
+    // Paths that cannot be written down.
+    match parent.info() {
+        Some(ImageInfo::Vhd(_)) => parent_spec(fs, &parent, &child.path, VhdTime(0)).map(drop),
+        _ => locator(fs, &parent, &child.path).map(drop),
+    }
+    .map_err(|source| ReparentError::Describe { child: child.path.clone(), source: Box::new(source) })?;
+    let plan =
+        ReparentPlan { child: child.path.clone(), parent: parent.path.clone(), skips_empty: !is_its_own };
+    Ok(Checked { plan, parent, wanted: link.unique_id })
 }
 
 /// Whether the disk's parent is empty and a child of the disk with that id.

@@ -64,6 +64,8 @@ pub enum MergeStep {
     Redirect,
     /// Requests go to the lower layer; the upper file's space is given back next.
     Release,
+    /// Of a compaction: no block can move any more; what stays a hole is given back next.
+    Packed,
     /// Nothing is left in the upper layer.
     Emptied,
     /// A child was given its new parent.

@@ -27,7 +27,7 @@ mod room;
 mod route;
 mod slot;
 
-pub use children::reparent;
+pub use children::{ReparentPlan, plan_reparent, reparent};
 pub(crate) use control::Pace;
 pub use control::{MergeControl, MergeProgress, MergeStep};
 pub use error::{MergeError, ReparentError};
@@ -45,7 +45,7 @@ use crate::{
     layer::{Layer, LayerMode, NextIdentity, format_of},
     options::{DiskFormat, DiskOptions},
     quiesce::Quiet,
-    resize::grow_layer,
+    resize::{grow_layer, refuse_larger_parent},
 };
 use backstay_vhd::{LayerFormat, vhdx::Locator};
 use children::{is_empty_child, reparent_closed, reparent_in_chain, was_merged_into};
@@ -177,7 +177,13 @@ impl Disk {
         if lower.size >= upper.size {
             return Ok(lower);
         }
-        let grown = grow_layer(&self.fs, &self.options, &lower, upper.size, next);
+        let below = {
+            let chain = self.chain.enter();
+            let at = chain.layers.iter().position(|layer| Arc::ptr_eq(layer, &pair.lower));
+            at.and_then(|at| chain.layers.get(at + 1)).cloned()
+        };
+        let grown = refuse_larger_parent(&lower, below.as_deref());
+        let grown = grown.and_then(|()| grow_layer(&self.fs, &self.options, &lower, upper.size, next));
         grown.map(Arc::new).map_err(|source| {
             pair.give_back(Some(&lower), None);
             let (upper, lower) = (upper.path.clone(), lower.path.clone());

@@ -14,7 +14,7 @@ use crate::{
     backend::Backend,
     disk::{DRAIN, Disk},
     error::OpenError,
-    fs::{DiskFile, folder_of},
+    fs::{DiskFile, FileKind, folder_of},
     layer::Layer,
     seams::GatedFile,
     temp::TempFile,
@@ -47,6 +47,12 @@ pub enum RelocateError {
     #[error("{} is closed", path.display())]
     Closed {
         /// The disk.
+        path: PathBuf,
+    },
+    /// It is no file.
+    #[error("{} is a device of the host, and stays where it is: `backstay disk convert` copies what is on it", path.display())]
+    Device {
+        /// The device.
         path: PathBuf,
     },
     /// Its layers are being changed.
@@ -178,9 +184,12 @@ impl Disk {
             });
         };
         let top = self.chain.enter().top().cloned().ok_or_else(|| RelocateError::Closed { path: path() })?;
-        self.room_for(&top, to)?;
+        let whole = self.room_for(&top, to)?;
         let create = |source| RelocateError::Create { path: to.to_owned(), source };
         let temp = TempFile::create(&self.fs, to).map_err(create)?;
+        if whole {
+            self.reserve(&top, temp.file().as_ref(), to, control)?;
+        }
         let mirror = Arc::new(Mirror::new(Arc::clone(&top.file), Arc::clone(temp.file())));
         let mirrored = self.exchange(&top, Arc::clone(&mirror) as Arc<dyn DiskFile>)?;
         let copied = self.copy(&mirror, &top.path, to, control);
@@ -195,13 +204,44 @@ impl Disk {
         moved
     }
 
-    fn room_for(&self, top: &Layer, to: &Path) -> Result<(), RelocateError> {
+    /// Whether the file has space for each of its bytes, as a fixed disk has, and the new one should.
+    fn room_for(&self, top: &Layer, to: &Path) -> Result<bool, RelocateError> {
         let read = |source| RelocateError::Read { path: top.path.clone(), source };
-        let needed = self.fs.metadata(&top.path).map_err(read)?.allocated;
+        let meta = self.fs.metadata(&top.path).map_err(read)?;
+        if meta.kind == FileKind::BlockDevice {
+            return Err(RelocateError::Device { path: top.path.clone() });
+        }
         let create = |source| RelocateError::Create { path: to.to_owned(), source };
-        let free = self.fs.free_space(folder_of(to)).map_err(create)?;
-        if needed > free {
-            return Err(RelocateError::NoSpace { path: to.to_owned(), needed, free });
+        let (needed, free) = (meta.allocated, self.fs.free_space(folder_of(to)).map_err(create)?);
+        match needed > free {
+            true => Err(RelocateError::NoSpace { path: to.to_owned(), needed, free }),
+            false => Ok(top.is_flat() && meta.allocated >= meta.len),
+        }
+    }
+
+    /// Reserves that space, where the file system can.
+    fn reserve(
+        &self,
+        top: &Layer,
+        file: &dyn DiskFile,
+        to: &Path,
+        control: &RelocateControl,
+    ) -> Result<(), RelocateError> {
+        // Some file systems take seconds for a GiB.
+        const PART: u64 = 256 << 20;
+        let needed =
+            top.file.len().map_err(|source| RelocateError::Read { path: top.path.clone(), source })?;
+        let mut done = 0;
+        while done < needed {
+            if control.cancelled.load(Relaxed) {
+                return Err(RelocateError::Cancelled { path: top.path.clone() });
+            }
+            let part = PART.min(needed - done);
+            match file.allocate(done, part) {
+                Ok(()) => done += part,
+                Err(error) if error.kind() == io::ErrorKind::Unsupported => return Ok(()),
+                Err(source) => return Err(RelocateError::Write { path: to.to_owned(), source }),
+            }
         }
         Ok(())
     }
@@ -217,6 +257,7 @@ impl Disk {
         if !chain.layers.is_top(top) {
             return Err(RelocateError::Closed { path: top.path.clone() });
         }
+        settle(top)?;
         close(top)?;
         let again = self.go_on_in(top, top.path.clone(), file)?;
         chain.layers.set_top(Arc::clone(&again));
@@ -291,6 +332,7 @@ impl Disk {
         if !chain.layers.is_top(mirrored) {
             return Err(RelocateError::Closed { path: old });
         }
+        settle(mirrored)?;
         close(mirrored)?;
         let named = match give_name(mirror, temp, &old, to, announce) {
             Ok(()) => {
@@ -318,6 +360,11 @@ impl Disk {
         }
         named
     }
+}
+
+/// A file that is closed and for lack of space not opened again would be worse than one that stays where it is.
+fn settle(layer: &Layer) -> Result<(), RelocateError> {
+    layer.settle().map_err(|source| RelocateError::Flush { path: layer.path.clone(), source })
 }
 
 /// After a failure nothing is acknowledged any more: what was written may be lost.

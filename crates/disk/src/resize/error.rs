@@ -77,7 +77,7 @@ pub enum ResizeError {
     HasChildren {
         /// The file.
         path: PathBuf,
-        /// Its children in its folder.
+        /// Its children that were found.
         children: Vec<PathBuf>,
     },
     /// Its memory fits only what the disk is.
@@ -86,6 +86,25 @@ pub enum ResizeError {
         path.display()
     )]
     SavedState {
+        /// The file.
+        path: PathBuf,
+    },
+    /// What the parent has behind the end of the disk would be seen.
+    #[error(
+        "{} has {size} bytes and its parent {} more: what the parent holds behind the end of the disk would come up in it; convert the disk into one file with `backstay disk convert`, and resize that",
+        path.display(), parent.display()
+    )]
+    ParentLarger {
+        /// The file.
+        path: PathBuf,
+        /// Its size in bytes.
+        size: u64,
+        /// Its parent.
+        parent: PathBuf,
+    },
+    /// Somebody asked for it.
+    #[error("resizing {} was cancelled; it has the size it had", path.display())]
+    Cancelled {
         /// The file.
         path: PathBuf,
     },

@@ -4,11 +4,13 @@
 //! On a disk in use that happens while requests are held back, some milliseconds; what takes longer, space for a fixed disk, is
 //! reserved before.
 
+mod control;
 mod error;
 mod offline;
 pub(crate) mod partition;
 mod used;
 
+pub use control::ResizeControl;
 pub use error::ResizeError;
 pub use offline::{NewSize, ResizePlan, plan_resize, resize_offline};
 pub use used::UsedBy;
@@ -56,11 +58,11 @@ impl Disk {
         if size < old {
             return Err(ResizeError::Smaller { path: self.top_path(), size: old, wanted: size });
         }
-        self.resize_top(size)
+        self.resize_top(size, &ResizeControl::new())
     }
 
     /// Gives the top file another size; what lies behind it is lost.
-    fn resize_top(&self, size: u64) -> Result<Grown, ResizeError> {
+    fn resize_top(&self, size: u64, control: &ResizeControl) -> Result<Grown, ResizeError> {
         let path = || self.top_path();
         if self.options.read_only {
             return Err(ResizeError::ReadOnly { path: path() });
@@ -80,7 +82,11 @@ impl Disk {
         if self.fs.metadata(&top.path).is_ok_and(|meta| meta.kind == FileKind::BlockDevice) {
             return Err(ResizeError::Device { path: top.path.clone() });
         }
-        reserve(&top, size)?;
+        if size > old {
+            let below = self.chain.enter().layers.get(1).cloned();
+            refuse_larger_parent(&top, below.as_deref())?;
+        }
+        reserve(&top, size, control)?;
         // What is durable already need not be waited for while requests wait.
         let _whoever_flushes_meets_the_failure = self.flush();
         let mut chain = self
@@ -90,6 +96,8 @@ impl Disk {
         if !chain.layers.is_top(&top) {
             return Err(ResizeError::Closed { path: top.path.clone() });
         }
+        // A file that is closed and for lack of space not opened again would be worse than one that keeps its size.
+        top.settle().map_err(|error| failed(&top, size, 1 << 20, "write the last changes to", error))?;
         let changed = change(&top, size);
         // Also after a failure: the file says itself which size it has.
         let again = self.open_again(&top, changed.is_ok().then_some(size));
@@ -136,10 +144,21 @@ pub(crate) fn grow_layer(
     next: NextIdentity,
 ) -> Result<Layer, ResizeError> {
     check(layer, size)?;
-    reserve(layer, size)?;
+    reserve(layer, size, &ResizeControl::new())?;
     change(layer, size)?;
     let again = layer.reopen_as(fs, options, next);
     again.map_err(|source| ResizeError::Open { path: layer.path.clone(), source: Box::new(source) })
+}
+
+/// A disk that ends before its parent does hides what that has behind, and would show it if it grew.
+pub(crate) fn refuse_larger_parent(layer: &Layer, parent: Option<&Layer>) -> Result<(), ResizeError> {
+    match parent.filter(|parent| parent.size > layer.size) {
+        None => Ok(()),
+        Some(parent) => {
+            let (path, parent) = (layer.path.clone(), parent.path.clone());
+            Err(ResizeError::ParentLarger { path, size: layer.size, parent })
+        }
+    }
 }
 
 /// Refuses sizes that the format does not have.
@@ -170,22 +189,30 @@ fn needs(layer: &Layer, size: u64) -> Result<Option<FileSpan>, ResizeError> {
 }
 
 /// Reserves it, without making the file longer.
-fn reserve(layer: &Layer, size: u64) -> Result<(), ResizeError> {
+fn reserve(layer: &Layer, size: u64, control: &ResizeControl) -> Result<(), ResizeError> {
     // Some file systems take seconds for a GiB.
     const PART: u64 = 256 << 20;
     let Some(span) = needs(layer, size)? else { return Ok(()) };
+    control.begin(span.len);
     let mut done = 0;
     while done < span.len {
         let part = PART.min(span.len - done);
-        match layer.file.allocate(span.offset + done, part) {
-            Ok(()) => done += part,
-            Err(error) if error.kind() == ErrorKind::Unsupported => return Ok(()),
-            Err(error) => {
-                // What was reserved lies behind the end of the file and goes with it.
-                let _costs_only_space = layer.file.set_len(span.offset);
-                return Err(failed(layer, size, span.len - done, "reserve space for", error));
-            }
+        let reserved = match control.is_cancelled() {
+            true => Err(ResizeError::Cancelled { path: layer.path.clone() }),
+            false => match layer.file.allocate(span.offset + done, part) {
+                Err(error) if error.kind() == ErrorKind::Unsupported => return Ok(()),
+                other => {
+                    other.map_err(|error| failed(layer, size, span.len - done, "reserve space for", error))
+                }
+            },
+        };
+        if reserved.is_err() {
+            // What was reserved lies behind the end of the file and goes with it.
+            let _costs_only_space = layer.file.set_len(span.offset);
+            return reserved;
         }
+        done += part;
+        control.passed(part);
     }
     Ok(())
 }

@@ -1,15 +1,15 @@
 //! Another size for a disk that nobody uses.
 
 use super::{
-    Grown, ResizeError,
+    Grown, ResizeControl, ResizeError,
     used::{Used, UsedBy},
 };
 use crate::{
     disk::Disk,
-    fs::{FileSystem, folder_of},
+    family::children_near,
+    fs::FileSystem,
     image::{AnyImage, ImageInfo},
     layer::{Body, Layer},
-    merge::children_in,
     options::DiskOptions,
 };
 use backstay_vhd::{DiskType, OpenOptions, SizeRule, Storage, resize};
@@ -76,11 +76,11 @@ pub fn plan_resize(
 ) -> Result<ResizePlan, ResizeError> {
     let looking = DiskOptions { read_only: true, gate: None, changed: None, ..options.clone() };
     let disk = open(fs, path, looking)?;
-    Ok(plan_on(fs, &disk, size)?.0)
+    Ok(plan_on(fs, &disk, size, &ResizeControl::new())?.0)
 }
 
 /// Gives a disk that nobody uses another size. It becomes smaller only over space that is not in use, and never smaller than its
-/// parent.
+/// parent. The call blocks, and can be ended by [`ResizeControl::cancel`] as long as nothing was changed.
 ///
 /// # Errors
 /// [`ResizeError`]; the disk has its old size then, or, if it was interrupted late, the new one.
@@ -89,9 +89,13 @@ pub fn resize_offline(
     path: &Path,
     size: NewSize,
     options: &DiskOptions,
+    control: &ResizeControl,
 ) -> Result<ResizePlan, ResizeError> {
     let disk = open(fs, path, DiskOptions { read_only: false, ..options.clone() })?;
-    let (plan, used) = plan_on(fs, &disk, size)?;
+    let (plan, used) = plan_on(fs, &disk, size, control)?;
+    if control.is_cancelled() {
+        return Err(ResizeError::Cancelled { path: path.to_owned() });
+    }
     if let Some(gpt) = used.and_then(|used| used.gpt).filter(|_| plan.moves_partition_table) {
         disk.move_gpt(&gpt, plan.new).map_err(|source| ResizeError::Io {
             path: path.to_owned(),
@@ -99,7 +103,7 @@ pub fn resize_offline(
             source,
         })?;
     }
-    let Grown { .. } = disk.resize_top(plan.new)?;
+    let Grown { .. } = disk.resize_top(plan.new, control)?;
     disk.close().map_err(|error| ResizeError::Io {
         path: path.to_owned(),
         action: "close",
@@ -118,14 +122,19 @@ fn plan_on(
     fs: &Arc<dyn FileSystem>,
     disk: &Disk,
     size: NewSize,
+    control: &ResizeControl,
 ) -> Result<(ResizePlan, Option<Used>), ResizeError> {
-    let top = disk.chain.enter().top().cloned();
-    let top = top.ok_or_else(|| ResizeError::Closed { path: disk.top_path() })?;
+    let layers = disk.chain.enter().layers.to_vec();
+    let top = layers.first().cloned().ok_or_else(|| ResizeError::Closed { path: disk.top_path() })?;
     refuse_needed(fs, &top)?;
     let old = top.size;
     let used = match size {
-        NewSize::Bytes(new) if new >= old => None,
-        _ => Some(disk.used()?),
+        NewSize::Bytes(new) if new > old => {
+            super::refuse_larger_parent(&top, layers.get(1).map(AsRef::as_ref))?;
+            None
+        }
+        NewSize::Bytes(new) if new == old => None,
+        _ => Some(disk.used(control)?),
     };
     let new = match (size, &used) {
         (NewSize::Bytes(new), _) => new,
@@ -154,16 +163,11 @@ fn refuse_needed(fs: &Arc<dyn FileSystem>, top: &Layer) -> Result<(), ResizeErro
         return Err(ResizeError::SavedState { path: top.path.clone() });
     }
     let Some(identity) = top.identity() else { return Ok(()) };
-    let beside = children_in(fs, &[folder_of(&top.path)]).map_err(|error| ResizeError::Io {
+    let children = children_near(fs, &top.path, identity).map_err(|error| ResizeError::Io {
         path: error.path.clone(),
         action: "tell the parent of",
         source: std::io::Error::other(error.source),
     })?;
-    let children: Vec<PathBuf> = beside
-        .into_iter()
-        .filter(|(path, parents)| *path != top.path && parents.contains(&identity))
-        .map(|(path, _)| path)
-        .collect();
     match children.is_empty() {
         true => Ok(()),
         false => Err(ResizeError::HasChildren { path: top.path.clone(), children }),

@@ -85,16 +85,18 @@ pub(crate) enum Mbr {
     },
     /// Windows' dynamic volumes use the whole disk.
     WholeDisk,
+    /// Partitions that overlap or end behind the disk: what is in use cannot be told.
+    Damaged,
 }
 
-/// Looks at the first sector of a disk of `size` bytes. What looks like a table by chance, as the start of a file system does,
-/// describes no sensible partitions.
+/// Looks at the first sector of a disk of `size` bytes. The start of a file system, which ends with the same two bytes, has something
+/// else than partitions where they would be.
 pub(crate) fn mbr(first: &[u8], sector: u64, size: u64) -> Mbr {
     if first.get(510..512) != Some(&[0x55, 0xaa]) {
         return Mbr::None;
     }
     let entries = first.get(MBR_ENTRIES..510).unwrap_or_default().as_chunks::<16>().0;
-    let (mut end, mut number, mut spans) = (0, 0, Vec::new());
+    let (mut end, mut number, mut spans, mut damaged) = (0, 0, Vec::new(), false);
     for (index, entry) in entries.iter().enumerate() {
         let [flag, _, _, _, kind, _, _, _, start @ .., l0, l1, l2, l3] = entry;
         let (start, len) =
@@ -111,19 +113,19 @@ pub(crate) fn mbr(first: &[u8], sector: u64, size: u64) -> Mbr {
             return Mbr::WholeDisk;
         }
         let stop = (start + len) * sector;
-        if start == 0 || len == 0 || stop > size {
-            return Mbr::None;
-        }
+        damaged |= start == 0 || len == 0 || stop > size;
         spans.push((start, start + len));
         if stop > end {
             (end, number) = (stop, index + 1);
         }
     }
     spans.sort_unstable();
-    if spans.is_empty() || spans.array_windows::<2>().any(|[a, b]| b.0 < a.1) {
-        return Mbr::None;
+    damaged |= spans.array_windows::<2>().any(|[a, b]| b.0 < a.1);
+    match (spans.is_empty(), damaged) {
+        (true, _) => Mbr::None,
+        (false, true) => Mbr::Damaged,
+        (false, false) => Mbr::Partitions { end, number },
     }
-    Mbr::Partitions { end, number }
 }
 
 /// A GUID partition table whose sums are right.
@@ -162,32 +164,31 @@ impl Gpt {
         self.sector.len() as u64
     }
 
-    /// All partitions, by their numbers.
-    pub(crate) fn partitions(&self) -> Vec<Partition> {
+    /// All partitions, by their numbers; `None` if one of them ends before it begins, or behind all numbers.
+    pub(crate) fn partitions(&self) -> Option<Vec<Partition>> {
         let len = usize::try_from(self.header.entry_len.get()).unwrap_or(usize::MAX);
         let sector = self.sector_len();
+        let in_use = |entry: &[u8]| entry.get(..16).is_some_and(|kind| kind.iter().any(|byte| *byte != 0));
         let of = |(number, entry): (u32, &[u8])| {
-            entry.get(..16).filter(|kind| kind.iter().any(|byte| *byte != 0))?;
             let number_at = |at: usize| {
                 entry.get(at..at + 8).and_then(|bytes| bytes.try_into().ok()).map(u64::from_le_bytes)
             };
             let (first, last) = (number_at(32)?, number_at(40)?);
             let offset = first.checked_mul(sector)?;
             let len = last.checked_add(1)?.checked_mul(sector)?.checked_sub(offset)?;
-            Some(Partition { number, offset, len })
+            (len > 0).then_some(Partition { number, offset, len })
         };
-        (1..).zip(self.entries.chunks(len)).filter_map(of).collect()
+        (1..).zip(self.entries.chunks(len)).filter(|(_, entry)| in_use(entry)).map(of).collect()
     }
 
-    /// First byte behind the last partition, and its number from 1; `None` without partitions.
-    pub(crate) fn end(&self) -> Option<(u64, usize)> {
-        let ends = self.partitions().into_iter().map(|part| (part.offset + part.len, part.number as usize));
-        ends.max()
-    }
-
-    /// Bytes that the first copy needs at the start of the disk.
-    pub(crate) fn start_len(&self) -> u64 {
-        self.header.first_usable.get().saturating_mul(self.sector_len())
+    /// Bytes that the table and its partitions need, the copy of the table behind the last one; and the number of that, 0 without
+    /// partitions. `None` if that cannot be told.
+    pub(crate) fn needs(&self) -> Option<(u64, usize)> {
+        let parts = self.partitions()?;
+        let ends = parts.iter().map(|part| Some((part.offset.checked_add(part.len)?, part.number as usize)));
+        let (end, number) = ends.collect::<Option<Vec<_>>>()?.into_iter().max().unwrap_or((0, 0));
+        let start = self.header.first_usable.get().checked_mul(self.sector_len())?;
+        Some((end.max(start).checked_add(self.copy_len())?, number))
     }
 
     /// Bytes that the second copy needs at the end of the disk.
@@ -278,6 +279,40 @@ mod tests {
         assert_eq!(crc32(b"123456789"), 0xcbf4_3926);
     }
 
+    /// A table with these partitions: first and last sector.
+    fn gpt(partitions: &[(u64, u64)]) -> Gpt {
+        let mut entries = vec![0; 128 * 128];
+        for (entry, (first, last)) in entries.chunks_mut(128).zip(partitions) {
+            entry[..16].fill(7);
+            entry[32..40].copy_from_slice(&first.to_le_bytes());
+            entry[40..48].copy_from_slice(&last.to_le_bytes());
+        }
+        let mut sector = vec![0; 512];
+        sector[..8].copy_from_slice(&SIGNATURE);
+        sector[12..16].copy_from_slice(&92_u32.to_le_bytes());
+        sector[24] = 1;
+        sector[40] = 34;
+        sector[80..84].copy_from_slice(&128_u32.to_le_bytes());
+        sector[84..88].copy_from_slice(&128_u32.to_le_bytes());
+        let sum = crc32(&entries);
+        sector[88..92].copy_from_slice(&sum.to_le_bytes());
+        let sum = checksum_of(&sector, 92);
+        sector[16..20].copy_from_slice(&sum.to_le_bytes());
+        Gpt::parse(&sector, &entries).unwrap()
+    }
+
+    #[test]
+    fn partitions_that_cannot_be_are_no_reason_to_cut_a_disk() {
+        let copy = 33 * 512;
+        assert_eq!(gpt(&[]).needs(), Some((34 * 512 + copy, 0)));
+        assert_eq!(gpt(&[(2048, 4095), (64, 127)]).needs(), Some((4096 * 512 + copy, 1)));
+        // Behind the last number there is, and from its end to its start.
+        let most = u64::MAX / 512 - 1;
+        for wrong in [(2048, most), (2048, u64::MAX), (4096, 2048)] {
+            assert_eq!(gpt(&[(64, 127), wrong]).needs(), None, "{wrong:?}");
+        }
+    }
+
     #[test]
     fn a_file_system_without_partitions_is_none() {
         let mut boot = [0x7f; 512];
@@ -300,6 +335,10 @@ mod tests {
         put(1, 0x07, 2048, 2048);
         put(3, 0x05, 8192, 100);
         assert_eq!(mbr(&first, 512, 1 << 30), Mbr::Partitions { end: 8292 * 512, number: 4 });
-        assert_eq!(mbr(&first, 512, 8192 * 512), Mbr::None, "a partition ends behind the disk");
+        assert_eq!(mbr(&first, 512, 8192 * 512), Mbr::Damaged, "a partition ends behind the disk");
+        first[MBR_ENTRIES + 16 + 8..MBR_ENTRIES + 16 + 12].copy_from_slice(&4000_u32.to_le_bytes());
+        assert_eq!(mbr(&first, 512, 1 << 30), Mbr::Damaged, "two partitions overlap");
+        first[MBR_ENTRIES] = 0x41;
+        assert_eq!(mbr(&first, 512, 1 << 30), Mbr::None, "no table has such a flag");
     }
 }

@@ -1,10 +1,14 @@
 //! How small a disk may become: down to what is in use.
 
 use super::{
-    ResizeError,
+    ResizeControl, ResizeError,
     partition::{self, Gpt, Mbr, Moved},
 };
-use crate::{backend::Backend, disk::Disk};
+use crate::{
+    backend::Backend,
+    disk::Disk,
+    volume::{Volume, identify},
+};
 use std::{fmt, io};
 
 /// How much is looked at in one go.
@@ -29,6 +33,8 @@ pub enum UsedBy {
     },
     /// Windows' dynamic volumes, whose list is at the end of the disk.
     DynamicVolumes,
+    /// A file system, or another owner of the disk without partitions, of that name.
+    Volume(&'static str),
     /// The parent has as many bytes.
     Parent,
 }
@@ -42,6 +48,7 @@ impl fmt::Display for UsedBy {
             Self::Gpt { partition: 0 } => f.write_str("the partition table"),
             Self::Gpt { partition } => write!(f, "partition {partition} and the copy of the partition table"),
             Self::DynamicVolumes => f.write_str("Windows' dynamic volumes"),
+            Self::Volume(name) => f.write_str(name),
             Self::Parent => f.write_str("its parent, which is as large"),
         }
     }
@@ -58,9 +65,12 @@ pub(crate) struct Used {
 
 impl Disk {
     /// Where the part of the disk that is in use ends.
-    pub(crate) fn used(&self) -> Result<Used, ResizeError> {
-        let failed = |source: io::Error| ResizeError::Io { path: self.top_path(), action: "read", source };
-        let used = self.used_by_content().map_err(failed)?.ok_or_else(|| {
+    pub(crate) fn used(&self, control: &ResizeControl) -> Result<Used, ResizeError> {
+        let failed = |source: io::Error| match control.is_cancelled() {
+            true => ResizeError::Cancelled { path: self.top_path() },
+            false => ResizeError::Io { path: self.top_path(), action: "read", source },
+        };
+        let used = self.used_by_content(control).map_err(failed)?.ok_or_else(|| {
             let path = self.top_path();
             ResizeError::PartitionTable { path }
         })?;
@@ -73,7 +83,7 @@ impl Disk {
     }
 
     /// `None`: the partition table is damaged.
-    fn used_by_content(&self) -> io::Result<Option<Used>> {
+    fn used_by_content(&self, control: &ResizeControl) -> io::Result<Option<Used>> {
         let (sector, size) = (u64::from(self.sector_size()), self.size());
         let mut first = vec![0; as_usize(sector)];
         self.read(0, &mut first)?;
@@ -81,16 +91,42 @@ impl Disk {
         Ok(match partition::mbr(&first, sector, size) {
             Mbr::WholeDisk => used(size, UsedBy::DynamicVolumes),
             Mbr::Partitions { end, number } => used(end, UsedBy::Mbr { partition: number }),
-            Mbr::Gpt => self.gpt()?.map(|gpt| {
-                let (end, number) = gpt.end().unwrap_or((0, 0));
-                let end = end.max(gpt.start_len()) + gpt.copy_len();
-                Used { end, by: UsedBy::Gpt { partition: number }, gpt: Some(gpt) }
+            Mbr::Damaged => None,
+            Mbr::Gpt => self.gpt()?.and_then(|gpt| {
+                let (end, number) = gpt.needs()?;
+                Some(Used { end, by: UsedBy::Gpt { partition: number }, gpt: Some(gpt) })
             }),
-            Mbr::None => match self.last_data()? {
-                0 => used(0, UsedBy::Nothing),
-                end => used(end, UsedBy::Data),
-            },
+            // Without its first sector a table tells nothing to those who look there first.
+            Mbr::None if self.has_gpt_header()? => None,
+            Mbr::None => {
+                let data = self.last_data(control)?;
+                let volume = self.volume_end()?;
+                match (data, volume) {
+                    (data, Some((end, name))) if end > data => used(end, UsedBy::Volume(name)),
+                    (0, _) => used(0, UsedBy::Nothing),
+                    (end, _) => used(end, UsedBy::Data),
+                }
+            }
         })
+    }
+
+    /// How far a file system reaches that has the disk for itself, whatever it holds: one that finds its device too small is not mounted.
+    fn volume_end(&self) -> io::Result<Option<(u64, &'static str)>> {
+        let read = |at: u64, buf: &mut [u8]| self.read(at, buf);
+        let volume = Volume::new(&read, self.size(), u64::from(self.sector_size()));
+        let found = identify(&volume)?.into_iter();
+        Ok(found.map(|found| (found.size.unwrap_or(self.size()).min(self.size()), found.name)).max())
+    }
+
+    /// Whether the second sector begins like the head of a GUID partition table.
+    pub(crate) fn has_gpt_header(&self) -> io::Result<bool> {
+        let sector = u64::from(self.sector_size());
+        if self.size() < 2 * sector {
+            return Ok(false);
+        }
+        let mut header = vec![0; as_usize(sector)];
+        self.read(sector, &mut header)?;
+        Ok(header.starts_with(b"EFI PART"))
     }
 
     /// The GUID partition table at the start of the disk, if it is whole.
@@ -113,7 +149,7 @@ impl Disk {
     }
 
     /// First byte behind the last that is not zero.
-    fn last_data(&self) -> io::Result<u64> {
+    fn last_data(&self, control: &ResizeControl) -> io::Result<u64> {
         let (mut at, mut runs) = (0, Vec::new());
         for run in self.block_status(0, self.size(), usize::MAX)? {
             if !run.zero {
@@ -121,16 +157,21 @@ impl Disk {
             }
             at += run.len;
         }
+        control.begin(runs.iter().map(|(start, end)| end - start).sum());
         let mut buf = Vec::new();
         for (start, end) in runs.into_iter().rev() {
             let mut end = end;
             while end > start {
+                if control.is_cancelled() {
+                    return Err(io::ErrorKind::Interrupted.into());
+                }
                 let from = end.saturating_sub(PIECE).max(start);
                 buf.resize(as_usize(end - from), 0);
                 self.read(from, &mut buf)?;
                 if let Some(last) = buf.iter().rposition(|byte| *byte != 0) {
                     return Ok(from + last as u64 + 1);
                 }
+                control.passed(end - from);
                 end = from;
             }
         }

@@ -204,6 +204,70 @@ fn a_compaction_that_forgets_a_flush_is_caught() {
     }
 }
 
+/// A block moved, a new one came to lie behind its old place, and that place is punched out. Whether the power goes then with or
+/// without the flush of the table's entries: which one it lacks is `forgets`.
+fn punched_old_place(form: Form, forgets: bool) -> Result<(), String> {
+    let fs = SimFs::new();
+    let path = layer(form, 0);
+    let block = u64::from(block_size(&path));
+    let base = NewDisk::Dynamic { size: 8 * block, block_size: block_size(&path) };
+    crate::crash::make(&fs, path.to_str().unwrap(), &base, 1).unwrap();
+    let disk = Disk::open_on(shared(&fs), &path, options()).unwrap();
+    let put =
+        |number: u64, value: u8| disk.write(number * block, &vec![value; usize::try_from(block).unwrap()]);
+    for number in 0..4 {
+        put(number, 7).unwrap();
+    }
+    disk.write_zeroes(block, block, ZeroMode::default()).unwrap();
+    disk.flush().unwrap();
+    let (disk_of_guest, fs_of_guest, flushes) = (Arc::clone(&disk), Arc::clone(&fs), Mutex::new(0));
+    let control = MergeControl::observed(move |step| {
+        let mut flushes = flushes.lock().unwrap();
+        // The first of them is that of the block of zeros.
+        match step {
+            MergeStep::UpperFlush => {
+                *flushes += 1;
+                if *flushes == 2 && forgets {
+                    fs_of_guest.power().swallow_flush(0);
+                }
+            }
+            // Nothing more becomes durable. A new block of a VHD comes to lie behind the old place, which is a hole then; in a
+            // VHDX it takes that place, and the flush that it needs ends the machine.
+            MergeStep::Packed => {
+                fs_of_guest.power().die_after_flushes(0);
+                let _may_fail = disk_of_guest.write(6 * block, &[9; 512]);
+            }
+            _ => {}
+        }
+    });
+    let ended = disk.compact(&control).map_err(|error| report(&error));
+    assert!(ended.is_err(), "the machine is off before the end");
+    disk.abandon();
+    // The table lies in front of all blocks, and of the log of a VHDX only what was flushed counts.
+    let after = fs.power_cut_keeping(true, |_, at| at >= if form == Form::Vhd { 8192 } else { 4 << 20 });
+    let disk = Disk::open_on(shared(&after), &path, options()).map_err(|error| report(&error))?;
+    for number in 0..4 {
+        let mut found = vec![0; usize::try_from(block).unwrap()];
+        disk.read(number * block, &mut found).map_err(|error| report(&error))?;
+        let expected = if number == 1 { 0 } else { 7 };
+        if found.iter().any(|byte| *byte != expected) {
+            return Err(format!("{form:?}: block {number} lost its content"));
+        }
+    }
+    disk.close().map_err(|error| report(&error))
+}
+
+#[test]
+fn an_old_place_is_given_back_only_after_the_table_is_durable() {
+    for form in [Form::Vhd, Form::Vhdx] {
+        punched_old_place(form, false).unwrap();
+        assert!(
+            punched_old_place(form, true).is_err(),
+            "nobody notices that the flush of {form:?} is missing"
+        );
+    }
+}
+
 /// Seeds that nobody has tried yet, for as long as `SOAK_SECONDS` says.
 #[test]
 #[ignore = "make soak runs it"]

@@ -2,7 +2,7 @@
 
 use crate::support::{folder, open, report, with_shadow};
 use backstay_disk::{
-    Backend, Disk, DiskOptions, MergeControl, NewSize, check_file, fs::HostFs, resize_offline,
+    Backend, Disk, DiskOptions, MergeControl, NewSize, ResizeControl, check_file, fs::HostFs, resize_offline,
 };
 use std::{
     path::{Path, PathBuf},
@@ -78,9 +78,13 @@ fn disks_of_windows_and_others_keep_their_content_through_all_of_it() {
         let again = open(&path, options);
         assert!(written(&again) == before, "{name}: opened again");
         again.close().unwrap();
-        if let Err(error) =
-            resize_offline(&HostFs::shared(), &path, NewSize::Minimum, &with_shadow(folder.path()))
-        {
+        if let Err(error) = resize_offline(
+            &HostFs::shared(),
+            &path,
+            NewSize::Minimum,
+            &with_shadow(folder.path()),
+            &ResizeControl::new(),
+        ) {
             println!("{name}: {}", report(&error));
         }
         let disk = open(&path, DiskOptions::read_only());

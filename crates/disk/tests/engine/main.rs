@@ -10,6 +10,7 @@ mod convert;
 mod crash;
 mod fallback;
 mod foreign;
+mod free_space;
 mod host;
 mod kill;
 mod leftovers;

@@ -6,7 +6,7 @@ use crate::support::{
 };
 use backstay_disk::{
     Backend, Disk, DiskOptions, MergeControl, MergeError, MergeStep, NewDisk, ReparentError, WriteGate,
-    ZeroMode, fs::HostFs, mark_saved_state, merge_offline, reparent,
+    ZeroMode, fs::HostFs, mark_saved_state, merge_offline, plan_reparent, reparent,
 };
 use backstay_vhd::testing::Rng;
 use std::{
@@ -463,6 +463,56 @@ fn what_would_destroy_something_is_refused() {
     make(&large, &NewDisk::Dynamic { size: 2 * SIZE, block_size: BLOCK_SIZE });
     let wrong = reparent(&HostFs::shared(), &one, &large, &with_shadow(folder.path()));
     assert!(matches!(wrong, Err(ReparentError::OtherParent { .. })), "{wrong:?}");
+    let wrong = plan_reparent(&HostFs::shared(), &one, &large, &DiskOptions::read_only());
+    assert!(
+        matches!(wrong, Err(ReparentError::OtherParent { .. })),
+        "a plan is refused like the work: {wrong:?}"
+    );
+    let wrong = plan_reparent(&HostFs::shared(), &large, &one, &DiskOptions::read_only());
+    assert!(matches!(wrong, Err(ReparentError::NotDifferencing { .. })), "{wrong:?}");
+    let nothing =
+        plan_reparent(&HostFs::shared(), &one, &folder.path().join("none.vhd"), &DiskOptions::read_only());
+    assert!(matches!(nothing, Err(ReparentError::Open(_))), "{nothing:?}");
+}
+
+/// The lower layer grows while its old table is read, on disks whose first block follows the table.
+#[test]
+fn a_parent_that_grows_for_a_merge_reads_the_same_meanwhile() {
+    for form in [Form::Vhd, Form::Vhdx] {
+        let folder = folder();
+        let base = dynamic(folder.path(), &form.disk("base"), SIZE);
+        let disk = open(&base, with_shadow(folder.path()));
+        disk.write(0, &stamp(0, SIZE, 3)).unwrap();
+        disk.close().unwrap();
+        let child = folder.path().join(form.layer("child"));
+        child_of(&base, &child);
+        let disk = open(&child, with_shadow(folder.path()));
+        // More entries than the first table has room for.
+        let large = if form == Form::Vhd { 2000 << 20 } else { 140 << 30 };
+        disk.grow(large).unwrap();
+        disk.write(large - 4096, &stamp(large - 4096, 4096, 4)).unwrap();
+        let stop = std::sync::atomic::AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            let reader = scope.spawn(|| {
+                let (mut rounds, mut found) = (0, vec![0; usize::try_from(SIZE).unwrap()]);
+                let expected = stamp(0, SIZE, 3);
+                while !stop.load(std::sync::atomic::Ordering::SeqCst) || rounds < 3 {
+                    disk.read(0, &mut found).unwrap();
+                    assert_same(&found, &expected, "while the parent grows");
+                    rounds += 1;
+                }
+            });
+            let merged = disk.merge_layer(&child, &[], &MergeControl::new());
+            stop.store(true, std::sync::atomic::Ordering::SeqCst);
+            merged.unwrap_or_else(|error| panic!("{}", report(&error)));
+            reader.join().unwrap();
+        });
+        assert_eq!(disk.size(), large);
+        let mut last = vec![0; 4096];
+        disk.read(large - 4096, &mut last).unwrap();
+        assert_same(&last, &stamp(large - 4096, 4096, 4), "what was new");
+        disk.close().unwrap();
+    }
 }
 
 #[test]
@@ -480,6 +530,10 @@ fn a_moved_parent_is_found_again() {
     let moved = elsewhere.join("moved.vhd");
     std::fs::rename(&base, &moved).unwrap();
     assert!(Disk::open(&child, with_shadow(folder.path())).is_err());
+    let before = std::fs::read(&child).unwrap();
+    let plan = plan_reparent(&HostFs::shared(), &child, &moved, &DiskOptions::read_only()).unwrap();
+    assert_eq!(plan.parent, moved.canonicalize().unwrap(), "{plan}");
+    assert!(std::fs::read(&child).unwrap() == before, "a plan changes nothing");
     reparent(&HostFs::shared(), &child, &moved, &with_shadow(folder.path()))
         .unwrap_or_else(|e| panic!("{}", report(&e)));
     let disk = open(&child, with_shadow(folder.path()));

@@ -1,7 +1,12 @@
 //! Disks that move to another folder while they are in use.
 
-use crate::support::{Form, child_of, dynamic, folder, with_shadow};
-use backstay_disk::{Backend, Disk, DiskOptions, RelocateControl, RelocateError};
+use crate::{
+    crash::{Machine, SECTORS, check_found, first_failure, form_of, layer, options, run_all, shared},
+    simfs::SimFs,
+    support::{Form, block_size, child_of, dynamic, folder, report, with_shadow},
+};
+use backstay_disk::{Backend, Disk, DiskOptions, NewDisk, RelocateControl, RelocateError};
+use backstay_vhd::testing::Rng;
 use std::{
     fs,
     io::{self, ErrorKind},
@@ -152,4 +157,80 @@ fn what_ends_early_leaves_the_disk_where_it_was_and_nothing_else() {
     let mut bytes = [0; 8192];
     disk.read(0, &mut bytes).unwrap();
     assert!(bytes[..4096].iter().all(|b| *b == 1) && bytes[4096..].iter().all(|b| *b == 2));
+}
+
+#[test]
+fn a_fixed_disk_keeps_its_space() {
+    use std::os::unix::fs::MetadataExt;
+    for form in [Form::Vhd, Form::Vhdx] {
+        let dir = folder();
+        let old = dir.path().join(form.disk("fixed"));
+        crate::support::make(&old, &backstay_disk::NewDisk::Fixed { size: SIZE });
+        let taken = |path: &Path| fs::metadata(path).unwrap().blocks() * 512;
+        if taken(&old) < SIZE {
+            println!("skipped: this file system reserves no space");
+            return;
+        }
+        let new = target(dir.path(), &form.disk("fixed"));
+        let disk = Disk::open(&old, with_shadow(dir.path())).unwrap();
+        disk.write(0, &[1; 4096]).unwrap();
+        disk.relocate(&new, &RelocateControl::default(), &fine).unwrap();
+        disk.close().unwrap();
+        assert!(taken(&new) >= SIZE, "{form:?}: {} bytes", taken(&new));
+        let disk = Disk::open(&new, DiskOptions::read_only()).unwrap();
+        let mut bytes = [0; 8192];
+        disk.read(0, &mut bytes).unwrap();
+        assert!(bytes[..4096] == [1; 4096] && bytes[4096..] == [0; 4096]);
+    }
+}
+
+/// A machine that loses its power while its disk moves; the new file's name is the change.
+fn moving(seed: u64, arm: impl Fn(&SimFs, &mut Rng)) -> Result<(), String> {
+    let mut rng = Rng::new(seed);
+    let form = form_of(seed);
+    let base = NewDisk::Dynamic { size: SECTORS * 512, block_size: block_size(&layer(form, 0)) };
+    let depth = u128::from(rng.below(2));
+    let mut machine = Machine::above(&mut rng, form, &base, depth, false);
+    for _ in 0..rng.below(6) {
+        machine.write(&mut rng).unwrap();
+    }
+    arm(&machine.fs, &mut rng);
+    let new = Path::new("/other").join(form.disk("moved"));
+    let done = machine.disk.relocate(&new, &RelocateControl::default(), &fine).is_ok();
+    for _ in 0..if done { rng.below(4) } else { 0 } {
+        if machine.write(&mut rng).and_then(|()| machine.flush()).is_err() {
+            break;
+        }
+    }
+    machine.disk.abandon();
+    let after = machine.fs.power_cut(seed);
+    let there = after.exists(new.to_str().unwrap());
+    if done && !there {
+        return Err("it was moved, and the new file is gone".into());
+    }
+    let top = if there { &new } else { &machine.top };
+    let disk = Disk::open_on(shared(&after), top, options()).map_err(|error| report(&error))?;
+    check_found(&disk, &machine.model, |versions| versions)?;
+    disk.close().map_err(|error| report(&error))
+}
+
+#[test]
+fn power_loss_while_a_disk_moves_leaves_it_in_one_of_both_files() {
+    run_all(0..900, |seed| moving(seed, |fs, rng| fs.power().die_after_operations(rng.below(120))));
+}
+
+#[test]
+fn a_move_that_forgets_to_flush_the_new_file_is_caught() {
+    let caught = (0..20).filter(|flush| {
+        let noticed = first_failure(0..60, |seed| {
+            moving(seed, |fs, _| {
+                fs.power().swallow_flush(*flush);
+                fs.power().die_after_flushes(flush + 2);
+            })
+        });
+        noticed.is_some()
+    });
+    let caught: Vec<u64> = caught.collect();
+    println!("seeds notice that flush {caught:?} is missing");
+    assert!(!caught.is_empty());
 }

@@ -5,7 +5,7 @@ use crate::{
     simfs::SimFs,
     support::{Form, block_size, report},
 };
-use backstay_disk::{Backend, Disk, NewDisk, NewSize, check_file, resize_offline};
+use backstay_disk::{Backend, Disk, NewDisk, NewSize, ResizeControl, check_file, resize_offline};
 use backstay_vhd::{check::Severity, testing::Rng};
 use std::{
     path::Path,
@@ -169,7 +169,7 @@ fn shrinking(seed: u64, fate: Fate) -> Result<(), String> {
     let power = machine.fs.power();
     power.die_after_operations(rng.below(60));
     let (fs, top) = (shared(&machine.fs), &machine.top);
-    let done = resize_offline(&fs, top, NewSize::Bytes(target), &options()).is_ok();
+    let done = resize_offline(&fs, top, NewSize::Bytes(target), &options(), &ResizeControl::new()).is_ok();
     let after = match fate {
         Fate::Power | Fate::Forgets(_) => machine.fs.power_cut(seed),
         Fate::Kill => machine.fs.kill(),
@@ -185,7 +185,7 @@ fn shrinking(seed: u64, fate: Fate) -> Result<(), String> {
     check_found(&disk, &model, |versions| versions).map_err(told)?;
     is_zero_from(&disk, OLD).map_err(told)?;
     disk.close().map_err(|error| say(&error))?;
-    resize_offline(&shared(&after), top, NewSize::Bytes(target), &options())
+    resize_offline(&shared(&after), top, NewSize::Bytes(target), &options(), &ResizeControl::new())
         .map_err(|error| told(format!("again: {}", say(&error))))?;
     let disk = Disk::open_on(shared(&after), top, options()).map_err(|error| say(&error))?;
     if disk.size() != target {

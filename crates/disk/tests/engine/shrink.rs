@@ -5,8 +5,8 @@ use crate::{
     support::{Form, assert_same, child_of, folder, have, open, read_all, report, stamp, with_shadow},
 };
 use backstay_disk::{
-    Backend, DiskOptions, NewDisk, NewSize, ResizeError, UsedBy, create_disk, fs::HostFs, mark_saved_state,
-    plan_resize, resize_offline,
+    Backend, DiskOptions, NewDisk, NewSize, ResizeControl, ResizeError, UsedBy, create_disk, fs::HostFs,
+    mark_saved_state, plan_resize, resize_offline,
 };
 use std::{
     io::Write,
@@ -17,7 +17,7 @@ use std::{
 const MIB: u64 = 1 << 20;
 
 fn resize(path: &Path, size: NewSize) -> Result<backstay_disk::ResizePlan, ResizeError> {
-    resize_offline(&HostFs::shared(), path, size, &with_shadow(path.parent().unwrap()))
+    resize_offline(&HostFs::shared(), path, size, &with_shadow(path.parent().unwrap()), &ResizeControl::new())
 }
 
 fn plan(path: &Path, size: NewSize) -> Result<backstay_disk::ResizePlan, ResizeError> {
@@ -227,4 +227,128 @@ fn a_disk_that_is_needed_as_it_is_stays_so() {
         .unwrap();
     resize(&raw, NewSize::Bytes(2 * MIB)).unwrap();
     assert_eq!(std::fs::metadata(&raw).unwrap().len(), 2 * MIB);
+}
+
+/// A file system that has the whole disk finds its device too small if its end is cut off, though there are only zeros.
+#[test]
+fn a_file_system_without_partitions_is_in_use_to_its_end() {
+    let made: [(&str, &[&str], &str); 3] = [
+        ("mkfs.ext4", &["-q", "-F", "-E", "nodiscard"], "an ext file system"),
+        ("mkfs.fat", &["-F", "32", "-s", "1"], "FAT"),
+        ("mkswap", &[], "swap"),
+    ];
+    for (program, arguments, name) in made {
+        if !have(program) {
+            continue;
+        }
+        let folder = folder();
+        let path = new_disk(folder.path(), Form::Vhdx, Kind::Dynamic, 64 * MIB);
+        let image = folder.path().join("image");
+        std::fs::File::create(&image).unwrap().set_len(48 * MIB).unwrap();
+        let run = Command::new(program).args(arguments).arg(&image).output().unwrap();
+        assert!(run.status.success(), "{}", String::from_utf8_lossy(&run.stderr));
+        write(&path, 0, &std::fs::read(&image).unwrap());
+        let seen = plan(&path, NewSize::Minimum).unwrap();
+        let (minimum, by) = seen.minimum.unwrap();
+        assert!((47 * MIB..=48 * MIB).contains(&minimum), "{program}: {minimum}");
+        assert_eq!(by.to_string(), name);
+        let refused = resize(&path, NewSize::Bytes(40 * MIB)).unwrap_err();
+        assert!(refused.to_string().contains(name), "{refused}");
+        resize(&path, NewSize::Bytes(50 * MIB)).unwrap();
+        assert_same(&content(&path)[..48 << 20], &std::fs::read(&image).unwrap(), program);
+    }
+}
+
+#[test]
+fn what_a_damaged_table_does_not_tell_is_not_guessed() {
+    let folder = folder();
+    let path = new_disk(folder.path(), Form::Vhdx, Kind::Dynamic, 32 * MIB);
+    let mut first = [0; 512];
+    first[510..].copy_from_slice(&[0x55, 0xaa]);
+    first[446 + 4] = 0x83;
+    first[446 + 8..446 + 12].copy_from_slice(&2048_u32.to_le_bytes());
+    first[446 + 12..446 + 16].copy_from_slice(&(1_u32 << 20).to_le_bytes());
+    write(&path, 0, &first);
+    // Its partition ends behind the disk.
+    assert!(matches!(resize(&path, NewSize::Minimum), Err(ResizeError::PartitionTable { .. })));
+    // Only the first sector of a GUID partition table is lost.
+    first.fill(0);
+    write(&path, 0, &first);
+    let mut header = [0; 512];
+    header[..8].copy_from_slice(b"EFI PART");
+    write(&path, 512, &header);
+    assert!(matches!(resize(&path, NewSize::Minimum), Err(ResizeError::PartitionTable { .. })));
+    assert_eq!(content(&path).len() as u64, 32 * MIB);
+}
+
+/// Hyper-V keeps the disks of checkpoints in a folder beside that of the disks.
+#[test]
+fn a_child_in_the_folder_of_checkpoints_is_found() {
+    for (form, inside) in
+        [(Form::Vhd, "Snapshots/0b2f"), (Form::Vhdx, "../Snapshots/0b2f"), (Form::Vhdx, "../Snapshots")]
+    {
+        let folder = folder();
+        let disks = folder.path().join("Virtual Hard Disks");
+        let snapshots = disks.join(inside);
+        std::fs::create_dir_all(&disks).unwrap();
+        std::fs::create_dir_all(&snapshots).unwrap();
+        let path = new_disk(&disks, form, Kind::Dynamic, 4 * MIB);
+        let child = snapshots.canonicalize().unwrap().join(form.layer("child"));
+        child_of(&path, &child);
+        let refused = resize(&path, NewSize::Bytes(8 * MIB)).unwrap_err();
+        assert!(matches!(&refused, ResizeError::HasChildren { .. }), "{refused}");
+        assert!(refused.to_string().contains(child.to_str().unwrap()), "{refused}");
+        assert_eq!(backstay_disk::children_beside(&HostFs::shared(), &path), std::slice::from_ref(&child));
+        // One that cannot be read hinders nobody.
+        std::fs::write(child.with_file_name(form.layer("broken")), [7; 4096]).unwrap();
+        std::fs::remove_file(&child).unwrap();
+        resize(&path, NewSize::Bytes(8 * MIB)).unwrap();
+    }
+}
+
+/// A disk that became smaller than its parent, or whose parent grew elsewhere.
+#[test]
+fn what_a_larger_parent_holds_behind_the_end_does_not_come_up() {
+    let folder = folder();
+    let path = new_disk(folder.path(), Form::Vhd, Kind::Dynamic, 4 * MIB);
+    let child = folder.path().join("child.avhd");
+    child_of(&path, &child);
+    let away = folder.path().join("away");
+    std::fs::create_dir(&away).unwrap();
+    std::fs::rename(&child, away.join("child.avhd")).unwrap();
+    resize(&path, NewSize::Bytes(8 * MIB)).unwrap();
+    write(&path, 6 * MIB, &stamp(6 * MIB, 4096, 5));
+    std::fs::rename(away.join("child.avhd"), &child).unwrap();
+    for size in [8 * MIB, 20 * MIB] {
+        let refused = resize(&child, NewSize::Bytes(size)).unwrap_err();
+        assert!(matches!(refused, ResizeError::ParentLarger { .. }), "{refused}");
+        assert!(plan(&child, NewSize::Bytes(size)).is_err());
+    }
+    let disk = open(&child, with_shadow(folder.path()));
+    assert!(matches!(disk.grow(8 * MIB), Err(ResizeError::ParentLarger { .. })));
+    disk.write(0, &stamp(0, 512, 6)).unwrap();
+    disk.close().unwrap();
+}
+
+#[test]
+fn a_resize_is_cancelled_before_anything_is_changed() {
+    for form in [Form::Vhd, Form::Vhdx] {
+        let folder = folder();
+        let path = new_disk(folder.path(), form, Kind::Fixed, 8 * MIB);
+        write(&path, 0, &stamp(0, 4096, 1));
+        let before = std::fs::read(&path).unwrap();
+        let control = ResizeControl::new();
+        control.cancel();
+        for size in [NewSize::Bytes(64 * MIB), NewSize::Minimum] {
+            let options = with_shadow(folder.path());
+            let ended = resize_offline(&HostFs::shared(), &path, size, &options, &control);
+            assert!(matches!(ended, Err(ResizeError::Cancelled { .. })), "{ended:?}");
+        }
+        assert!(std::fs::read(&path).unwrap() == before);
+        let control = ResizeControl::new();
+        let options = with_shadow(folder.path());
+        resize_offline(&HostFs::shared(), &path, NewSize::Bytes(64 * MIB), &options, &control).unwrap();
+        let (done, total) = control.progress();
+        assert!(done == total && total >= 56 * MIB, "{done} of {total}");
+    }
 }

@@ -161,6 +161,21 @@ impl SimFs {
         Arc::new(Self { names: Mutex::new(names), ..Self::default() })
     }
 
+    /// The machine after the power loss that is the worst for those who rely on an order: of what was not flushed, the places in files
+    /// that `keep` names have their last content, and all others what was durable. Names are durable.
+    pub fn power_cut_keeping(&self, longest: bool, keep: impl Fn(&Path, u64) -> bool) -> Arc<Self> {
+        let mut names = self.names().clone();
+        let kept: BTreeMap<PathBuf, u64> =
+            names.now.clone().into_iter().filter(|(path, _)| !path.starts_with("/run")).collect();
+        names.files = kept
+            .iter()
+            .map(|(path, inode)| (*inode, names.files[inode].power_cut_keeping(longest, |at| keep(path, at))))
+            .collect();
+        names.boot += 1;
+        (names.now, names.durable, names.pending) = (kept.clone(), kept, Vec::new());
+        Arc::new(Self { names: Mutex::new(names), ..Self::default() })
+    }
+
     /// The machine as the next process finds it after a kill: nothing is lost, nothing more is durable.
     pub fn kill(&self) -> Arc<Self> {
         let mut names = self.names().clone();

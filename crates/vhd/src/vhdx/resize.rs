@@ -159,6 +159,7 @@ impl Image {
         }
         self.log_words(words.iter().map(|at| (*at, [0; 8])))?;
         self.flush()?;
+        self.clear_behind(plan.new)?;
         // The file ends where the last of the others ends.
         gone.iter().for_each(|block| self.table.set(*block, Entry::ABSENT));
         if let Some(diff) = &self.diff {
@@ -185,6 +186,21 @@ impl Image {
             Err(source) if crate::alloc::is_full(&source) => Err(MetaError::NoSpace(source)),
             _ => Ok(()),
         }
+    }
+
+    /// What the last block keeps behind the end of a disk that got smaller goes too: another program that makes it larger again may
+    /// not clear it, and somebody may have wanted it gone.
+    fn clear_behind(&self, size: u64) -> Result<(), MetaError> {
+        let then = self.geometry_for(size);
+        let last = then.blocks.saturating_sub(1);
+        let (entry, used) = (self.table.get(last), then.used_len(last));
+        // The last block of the larger disk may be stored without its end.
+        let end = self.geometry.used_len(last);
+        if !entry.state.is_stored() || used >= end {
+            return Ok(());
+        }
+        let at = entry.offset() + used;
+        self.view.storage.zero_range(at, end - used).meta_context("zero the end of the last block", at)
     }
 
     /// A longer copy of the table in a new region, which nothing names yet.

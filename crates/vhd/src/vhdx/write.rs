@@ -399,6 +399,21 @@ impl Image {
         Ok(())
     }
 
+    /// Puts all metadata in their places, durably, so that closing needs no space that was not there before. What comes
+    /// later may need some again.
+    ///
+    /// # Errors
+    /// If that failed; the disk can be used as before where it was for lack of space.
+    pub fn settle(&self) -> Result<(), MetaError> {
+        self.check_writable()?;
+        match self.lock_session() {
+            Some(mut session) if session.level() > Level::Nothing => {
+                session.settle().inspect_err(|error| self.note_failure(error))
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Begins the session now, so that [`Image::data_write_guid`] stays what it is until the disk is closed: before a
     /// child names this disk as its parent. Nothing happens to a disk that is open for reading.
     ///

@@ -11,6 +11,7 @@ mod fixtures;
 mod layers;
 mod model;
 mod oracles;
+mod orders;
 mod parents;
 mod plans;
 mod refusals;

@@ -1,13 +1,14 @@
 //! `disk compact`
 
 use super::files::options;
+use super::in_use;
 use super::interrupt::cancellable;
 use crate::context::Context;
 use crate::exit::Fail;
 use crate::output;
 use crate::progress::Progress;
 use backstay_disk::fs::HostFs;
-use backstay_disk::{CompactError, MergeControl, compact_offline, plan_compact};
+use backstay_disk::{CompactError, Dropping, MergeControl, compact_offline, plan_compact};
 use backstay_model::ByteSize;
 use clap::{Args, ValueHint};
 use std::path::PathBuf;
@@ -21,15 +22,22 @@ use std::time::Duration;
                   dropped, the last blocks move to the front, and the file is cut. In a differencing disk a block goes only where \
                   the parent has zeros too, or, in a VHDX, where zeros can be told without a block. For files that no virtual \
                   machine uses. What a file system has deleted is not zero: trim it in the machine first (`fstrim`, or \
-                  `Optimize-Volume -ReTrim`). Ctrl-C, kill and power loss leave a disk that reads as before; doing it again \
-                  goes on from there.",
+                  `Optimize-Volume -ReTrim`), or have it read here with --free-space. Ctrl-C, kill and power loss leave a \
+                  disk that reads as before; doing it again goes on from there.\n\n\
+                  --free-space also drops blocks that are free in an ext2/3/4, NTFS or FAT file system on the disk or in its \
+                  MBR or GPT partitions. One that was not shut down cleanly, is damaged or not known is left as it is, and \
+                  said so. A disk that others are made on stays as it is.",
     after_long_help = "Examples:\n  backstay disk compact web.vhdx --dry-run\n  backstay disk compact web.vhdx\n  \
+                       backstay disk compact web.vhdx --free-space --dry-run\n  \
                        backstay disk compact web.avhdx --rate 50M"
 )]
 pub struct CompactArgs {
     /// The disk; nobody may have it open
     #[arg(value_hint = ValueHint::FilePath)]
     path: PathBuf,
+    /// Also drop what is free in the ext, NTFS and FAT file systems on the disk
+    #[arg(long)]
+    free_space: bool,
     /// Move at most this many bytes per second
     #[arg(long, value_name = "SIZE")]
     rate: Option<ByteSize>,
@@ -41,8 +49,13 @@ pub struct CompactArgs {
 /// Runs it.
 pub fn run(context: &Context, args: &CompactArgs) -> anyhow::Result<()> {
     let host = HostFs::shared();
+    let dropping = if args.free_space { Dropping::FreeSpace } else { Dropping::Zeros };
+    if args.free_space {
+        let cure = "leave --free-space out, or compact the disk that was made on it";
+        in_use::refuse_frozen(context, &args.path, cure)?;
+    }
     if args.dry_run {
-        let plan = plan_compact(&host, &args.path, &options(true)).map_err(refused)?;
+        let plan = plan_compact(&host, &args.path, &options(true), dropping).map_err(refused)?;
         return output::print(&plan.to_string());
     }
     let control = MergeControl::new();
@@ -50,7 +63,8 @@ pub fn run(context: &Context, args: &CompactArgs) -> anyhow::Result<()> {
     let compacted = cancellable(|cancel| {
         let bar = Progress::percent(context);
         std::thread::scope(|scope| {
-            let work = scope.spawn(|| compact_offline(&host, &args.path, &options(false), &control));
+            let work =
+                scope.spawn(|| compact_offline(&host, &args.path, &options(false), dropping, &control));
             while !work.is_finished() {
                 if cancel.load(Ordering::Relaxed) {
                     control.cancel();
@@ -65,6 +79,9 @@ pub fn run(context: &Context, args: &CompactArgs) -> anyhow::Result<()> {
     });
     let Ok(compacted) = compacted else { anyhow::bail!("compacting {} failed", args.path.display()) };
     let done = compacted.map_err(refused)?;
+    for volume in &done.volumes {
+        context.note(volume.to_string());
+    }
     context.note(format!(
         "{} has {} now, it had {}: {} blocks dropped, {} moved, {} given back",
         done.path.display(),
@@ -82,6 +99,7 @@ fn refused(error: CompactError) -> anyhow::Error {
     match error {
         CompactError::Cancelled { .. } => Fail::interrupted(error.to_string()),
         CompactError::Fixed { .. }
+        | CompactError::HasChildren { .. }
         | CompactError::Raw { .. }
         | CompactError::XenMap { .. }
         | CompactError::SavedState { .. } => Fail::conflict(error.to_string()),

@@ -3,7 +3,8 @@
 use crate::context::{Context, absolute};
 use crate::exit::Fail;
 use backstay_api::{DiskFile, DiskHolder};
-use backstay_disk::OpenError;
+use backstay_disk::fs::HostFs;
+use backstay_disk::{OpenError, children_beside};
 use backstay_model::VmState;
 use std::path::{Path, PathBuf};
 
@@ -38,6 +39,21 @@ pub fn refuse_frozen(context: &Context, path: &Path, cure: &str) -> anyhow::Resu
             path.display()
         ))),
     }
+}
+
+/// Refuses to write to a file that differencing disks were made on, as far as they can be found without a daemon: what they read
+/// would change, and a VHDX would lose them.
+pub fn refuse_parent(path: &Path, cure: &str) -> anyhow::Result<()> {
+    let children = children_beside(&HostFs::shared(), path);
+    if children.is_empty() {
+        return Ok(());
+    }
+    let names: Vec<String> = children.iter().map(|path| path.display().to_string()).collect();
+    Err(Fail::conflict(format!(
+        "{} is the parent of {}, so nothing may write to it: {cure}",
+        path.display(),
+        names.join(", ")
+    )))
 }
 
 /// Refuses to write to a disk of a saved machine: its memory fits only what the disk is.

@@ -1,7 +1,7 @@
 //! `disk mount`
 
 use super::files::{FormatArgs, options};
-use super::in_use::refuse_frozen;
+use super::in_use::{refuse_frozen, refuse_parent};
 use crate::context::Context;
 use crate::exit::Fail;
 use crate::mount::mount;
@@ -38,7 +38,9 @@ pub struct MountArgs {
 /// Runs it.
 pub fn run(context: &Context, args: &MountArgs) -> anyhow::Result<()> {
     if !args.read_only {
-        refuse_frozen(context, &args.path, "mount it with --read-only, or a differencing disk of it")?;
+        let cure = "mount it with --read-only, or a differencing disk of it";
+        refuse_frozen(context, &args.path, cure)?;
+        refuse_parent(&args.path, cure)?;
     }
     check_folder(&args.dir)?;
     context.block_on(async {

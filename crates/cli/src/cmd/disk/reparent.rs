@@ -2,9 +2,10 @@
 
 use super::files::options;
 use crate::context::Context;
+use crate::exit::Fail;
 use crate::output;
 use backstay_disk::fs::HostFs;
-use backstay_disk::reparent;
+use backstay_disk::{ReparentError, plan_reparent, reparent};
 use clap::{Args, ValueHint};
 use std::path::PathBuf;
 
@@ -31,10 +32,22 @@ pub struct ReparentArgs {
 /// Runs it.
 pub fn run(context: &Context, args: &ReparentArgs) -> anyhow::Result<()> {
     let (child, parent) = (args.path.display(), args.parent.display());
+    let host = HostFs::shared();
     if args.dry_run {
-        return output::print(&format!("write into the header of {child} that its parent is {parent}\n"));
+        let plan = plan_reparent(&host, &args.path, &args.parent, &options(true)).map_err(refused)?;
+        return output::print(&plan.to_string());
     }
-    reparent(&HostFs::shared(), &args.path, &args.parent, &options(false))?;
+    reparent(&host, &args.path, &args.parent, &options(false)).map_err(refused)?;
     context.note(format!("{child} has {parent} as its parent"));
     Ok(())
+}
+
+/// What the state of the files does not allow exits with 5.
+fn refused(error: ReparentError) -> anyhow::Error {
+    match error {
+        ReparentError::OtherParent { .. } | ReparentError::NotDifferencing { .. } => {
+            Fail::conflict(error.to_string())
+        }
+        other => other.into(),
+    }
 }

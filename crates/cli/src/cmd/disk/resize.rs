@@ -2,16 +2,21 @@
 
 use super::files::options;
 use super::in_use;
+use super::interrupt::cancellable;
 use crate::context::{Context, absolute};
 use crate::exit::Fail;
 use crate::output;
+use crate::progress::Progress;
 use crate::tasks::{self, ChangeArgs};
 use backstay_api::{DiskResize, Task};
-use backstay_disk::fs::HostFs;
-use backstay_disk::{NewSize, ResizeError, ResizePlan, plan_resize, resize_offline};
+use backstay_disk::fs::{FileSystem, HostFs};
+use backstay_disk::{NewSize, ResizeControl, ResizeError, ResizePlan, plan_resize, resize_offline};
 use backstay_model::ByteSize;
 use clap::{Args, ValueHint};
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 /// Arguments.
 #[derive(Debug, Args)]
@@ -19,9 +24,10 @@ use std::path::PathBuf;
     long_about = "Make a disk larger or smaller, in its file. A disk that a running machine writes to becomes larger only, and its guest is told. What is new reads as zeros; the \
                   partitions and file systems inside stay as they are and are made larger by the system in the machine. A disk \
                   becomes smaller only over space that is not in use: down to the end of its last partition, or, without a \
-                  partition table, to its last byte that is not zero; the copy of a GUID partition table is moved along. A \
-                  differencing disk never becomes smaller than its parent, and a disk with children stays as it is. A crash \
-                  leaves the old size or the new one, and the same command does the rest.",
+                  partition table, to the end of its file system and its last byte that is not zero; the copy of a GUID \
+                  partition table is moved along. A differencing disk never becomes smaller than its parent, and a disk with \
+                  children stays as it is. Ctrl-C ends it while it looks for data or reserves space. A crash leaves the old \
+                  size or the new one, and the same command does the rest.",
     after_long_help = "Examples:\n  backstay disk resize web.vhdx 80G\n  backstay disk resize web.vhdx 20G --dry-run\n  \
                        backstay disk resize web.vhdx --minimum"
 )]
@@ -59,7 +65,7 @@ pub fn run(context: &Context, args: &ResizeArgs) -> anyhow::Result<()> {
             Err(error) => by_machine(context, args, error),
         };
     }
-    let plan = match resize_offline(&host, &args.path, size, &options(false)).map_err(refused) {
+    let plan = match resize(context, args, &host, size).map_err(refused) {
         Ok(plan) => plan,
         Err(error) => return by_machine(context, args, error),
     };
@@ -68,6 +74,32 @@ pub fn run(context: &Context, args: &ResizeArgs) -> anyhow::Result<()> {
         context.note("the system in the machine makes its partitions larger; one that uses a GUID partition table says that its copy is not at the end and moves it");
     }
     Ok(())
+}
+
+/// Resizes a file that nobody uses; Ctrl-C ends it as long as nothing was changed.
+fn resize(
+    context: &Context,
+    args: &ResizeArgs,
+    host: &Arc<dyn FileSystem>,
+    size: NewSize,
+) -> Result<ResizePlan, ResizeError> {
+    let control = ResizeControl::new();
+    cancellable(|cancel| {
+        let bar = Progress::bytes(context, 0, "resizing");
+        std::thread::scope(|scope| {
+            let work = scope.spawn(|| resize_offline(host, &args.path, size, &options(false), &control));
+            while !work.is_finished() {
+                if cancel.load(Ordering::Relaxed) {
+                    control.cancel();
+                }
+                let (done, total) = control.progress();
+                bar.set_total(total);
+                bar.set(done, "");
+                std::thread::sleep(Duration::from_millis(50));
+            }
+            work.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        })
+    })
 }
 
 /// Has the machine that writes to the disk make it larger, if that is why it cannot be done here.
@@ -97,8 +129,10 @@ fn told(plan: &ResizePlan) -> String {
 /// What the state of the files does not allow exits with 5.
 fn refused(error: ResizeError) -> anyhow::Error {
     match error {
+        ResizeError::Cancelled { .. } => Fail::interrupted(error.to_string()),
         ResizeError::WouldLose { .. }
         | ResizeError::HasChildren { .. }
+        | ResizeError::ParentLarger { .. }
         | ResizeError::SavedState { .. }
         | ResizeError::PartitionTable { .. } => Fail::conflict(error.to_string()),
         ResizeError::Unsuitable { path, source } => {

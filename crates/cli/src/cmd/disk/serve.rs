@@ -1,7 +1,7 @@
 //! `disk serve`
 
 use super::files::{FormatArgs, options};
-use super::in_use::refuse_frozen;
+use super::in_use::{refuse_frozen, refuse_parent};
 use crate::context::Context;
 use crate::exit::Fail;
 use anyhow::Context as _;
@@ -57,7 +57,9 @@ enum Cache {
 /// Runs it.
 pub fn run(context: &Context, args: &ServeArgs) -> anyhow::Result<()> {
     if !args.read_only {
-        refuse_frozen(context, &args.path, "serve it with --read-only, or a differencing disk of it")?;
+        let cure = "serve it with --read-only, or a differencing disk of it";
+        refuse_frozen(context, &args.path, cure)?;
+        refuse_parent(&args.path, cure)?;
     }
     context.block_on(async {
         // Before the socket exists: whoever sees it may send a signal at once.

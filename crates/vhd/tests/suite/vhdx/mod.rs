@@ -11,4 +11,5 @@ mod model;
 mod oracles;
 mod refusals;
 mod repair;
+mod resize;
 mod stress;
