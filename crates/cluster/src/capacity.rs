@@ -53,7 +53,8 @@ impl fmt::Display for Capacity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Yes { lose, sets } => {
-                write!(f, "yes: every machine still runs if any {lose} node(s) are lost ({sets} cases)")
+                let nodes = if *lose == 1 { "node is" } else { "nodes are" };
+                write!(f, "yes: every machine still runs if any {lose} {nodes} lost ({sets} cases)")
             }
             Self::Breaks { nodes, homeless, why } => {
                 let list = |names: &mut dyn Iterator<Item = String>| names.collect::<Vec<_>>().join(", ");
@@ -190,8 +191,14 @@ fn one_loss(view: &View, fleet: &Fleet, groups: &[&Group], lost: &[&NodeName]) -
         Packing::Unknown => Case::Undecided,
         Packing::Impossible => {
             let needed: i64 = asks.iter().map(Ask::memory_mib).sum();
-            let why =
-                format!("{needed} MiB are needed, {} are free on nodes that are left", before.all_free());
+            let free = before.all_free();
+            let why = match needed > free {
+                true => format!("{needed} MiB are needed, {free} are free on nodes that are left"),
+                false => format!(
+                    "{needed} MiB are needed and {free} are free, but not in one piece for each, or not where storage, \
+                     switches, processors and owners allow"
+                ),
+            };
             Case::Breaks(without, why)
         }
     }

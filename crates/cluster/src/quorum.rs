@@ -167,6 +167,11 @@ impl Quorum {
         self.nodes.get(node).copied()
     }
 
+    /// All nodes with their votes.
+    pub fn nodes(&self) -> impl Iterator<Item = (&NodeName, &Vote)> {
+        self.nodes.iter()
+    }
+
     /// The witness.
     #[must_use]
     pub fn witness(&self) -> Option<Witness> {

@@ -181,15 +181,18 @@ pub struct View {
 }
 
 impl View {
-    /// The state of `group` as consoles show it: Unmonitored while its node is isolated.
+    /// The state of `group` as consoles show it: Unmonitored while its node is isolated; while its node is down and it cannot be
+    /// taken yet Unknown, and Failed where that needs an administrator (class N).
     #[must_use]
-    pub fn shown_state(&self, group: &Group) -> GroupState {
+    pub fn shown_state(&self, policy: &Policy, group: &Group) -> GroupState {
         let Some(view) = self.groups.get(&group.name) else { return GroupState::Offline };
-        let isolated = view.owner.as_ref().and_then(|n| self.nodes.get(n));
-        if isolated.is_some_and(|n| n.state == NodeState::Isolated) && view.uses_owner() {
-            return GroupState::Unmonitored;
+        let owner = view.owner.as_ref().and_then(|n| self.nodes.get(n));
+        match owner.map(|n| n.state).filter(|_| view.uses_owner()) {
+            Some(NodeState::Isolated) => GroupState::Unmonitored,
+            Some(NodeState::Down) if !group.fencing(policy).automatic() => GroupState::Failed,
+            Some(NodeState::Down) => GroupState::Unknown,
+            _ => view.state(group),
         }
-        view.state(group)
     }
 
     /// Members that are there, for what depends on their number.

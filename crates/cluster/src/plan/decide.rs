@@ -152,7 +152,7 @@ impl<'a> Work<'a> {
         for (node, leaving) in std::mem::take(&mut self.leaving) {
             let owned = self.view.groups.values().filter(|g| g.owner.as_ref() == Some(&node)).count();
             let status = match (owned, leaving.under_way, leaving.stuck.first()) {
-                (0, ..) => Some((DrainStatus::Completed, Reason::Done)),
+                (0, ..) => Some((DrainStatus::Completed, Reason::Empty)),
                 (_, 0, Some(stuck)) => Some((DrainStatus::Failed, Reason::Stuck(stuck.to_string()))),
                 _ => None,
             };
@@ -164,7 +164,7 @@ impl<'a> Work<'a> {
             let Some(resume) = view.resume else { continue };
             let waiting = self.view.groups.values().any(|g| g.drained_from.as_ref() == Some(node));
             if resume == ResumeFailback::No || !waiting {
-                self.push(Action::Resumed { node: node.clone() }, Reason::Done);
+                self.push(Action::Resumed { node: node.clone() }, Reason::Returned);
             }
         }
     }

@@ -67,6 +67,7 @@ impl<'a> Work<'a> {
         let lost = state.owner.as_ref().and_then(|o| Some((o, self.node(o)?.lost.clone()?)));
         let reason = match &lost {
             _ if state.orphaned => state.owner.clone().map_or(Reason::Wanted, Reason::NodeRestarted),
+            None if then == Then::Offline => Reason::Ownerless,
             None => Reason::Wanted,
             Some((node, lost)) if lost.clean => Reason::NodeLeft((*node).clone()),
             Some((node, Lost { confirmed: Some(by), .. })) => {

@@ -22,14 +22,15 @@ impl Work<'_> {
             let period = crate::Span(group.failover_period());
             self.plan.hold(
                 &group.name,
-                format!(
-                    "{count} failovers within {period}, its threshold is {of}: it stays failed on {owner}"
-                ),
+                format!("{count} of {of} failovers within {period} are used up: it stays failed on {owner}"),
             );
             return true;
         }
         let Some(to) = self.target(group, state, ask, &[owner]) else {
-            self.plan.hold(&group.name, format!("it failed on {owner}, and {}", self.why_nowhere(group)));
+            self.plan.hold(
+                &group.name,
+                format!("it failed on {owner}, and {}", self.why_nowhere(group, Some(owner))),
+            );
             return true;
         };
         self.fleet.vacate(owner, ask);
@@ -59,7 +60,7 @@ impl Work<'_> {
             let why = match &request.to {
                 Some(to) if to == owner => format!("it is on {owner} already"),
                 Some(to) => format!("{to} cannot take it: {}", self.why_not(group, to)),
-                None => self.why_nowhere(group),
+                None => self.why_nowhere(group, Some(owner)),
             };
             self.plan.hold(&group.name, why);
             return true;
@@ -89,7 +90,7 @@ impl Work<'_> {
             return self.start_move(group, owner, to, kind, &ask, reason);
         }
         let why = if state.refused_by.is_empty() {
-            self.why_nowhere(group)
+            self.why_nowhere(group, Some(owner))
         } else {
             let names: Vec<_> = state.refused_by.iter().map(ToString::to_string).collect();
             format!("moving it to {} failed", names.join(", "))

@@ -8,6 +8,8 @@ use std::fmt;
 pub enum Reason {
     /// It is to be online and is not.
     Wanted,
+    /// It has no owner yet.
+    Ownerless,
     /// A user asked.
     Asked,
     /// Its node is gone and fenced.
@@ -55,8 +57,10 @@ pub enum Reason {
     OwnerClosed(NodeName),
     /// A group of higher priority needs the room.
     RoomFor(GroupName),
-    /// Nothing is left to do.
-    Done,
+    /// The node is empty.
+    Empty,
+    /// No group is left to return.
+    Returned,
     /// Something cannot be done.
     Stuck(String),
 }
@@ -65,6 +69,7 @@ impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Wanted => write!(f, "it is to be online"),
+            Self::Ownerless => write!(f, "it needs an owner"),
             Self::Asked => write!(f, "a user asked"),
             Self::NodeLost { node, missed, epoch } => {
                 let s = if *missed == 1 { "" } else { "s" };
@@ -74,7 +79,7 @@ impl fmt::Display for Reason {
             Self::NodeRestarted(node) => write!(f, "{node} has started anew, what ran there is gone"),
             Self::NodeLeft(node) => write!(f, "{node} left the cluster"),
             Self::ResourceFailed { resource, node, count, of } => {
-                write!(f, "{resource} failed on {node} and ran out of restarts, failover {count} of {of}")
+                write!(f, "{resource} failed on {node}, failover {count} of {of}")
             }
             Self::Failback(node) => write!(f, "failback, it prefers {node}"),
             Self::Drain(node) => write!(f, "{node} is drained"),
@@ -83,7 +88,8 @@ impl fmt::Display for Reason {
             Self::NoRoom(node) => write!(f, "{node} has no room for it"),
             Self::OwnerClosed(node) => write!(f, "{node} takes no groups"),
             Self::RoomFor(group) => write!(f, "'{group}' has a higher priority and needs the room"),
-            Self::Done => write!(f, "no group is left on it"),
+            Self::Empty => write!(f, "no group is left on it"),
+            Self::Returned => write!(f, "no group is left to return"),
             Self::Stuck(why) => write!(f, "{why}"),
         }
     }

@@ -4,6 +4,7 @@ use super::decide::Work;
 use super::{Action, Reason};
 use crate::placement::Ask;
 use crate::{Group, NodeName, Priority};
+use backstay_model::Cores;
 use std::cmp::Reverse;
 
 /// What would have to go on one node.
@@ -32,7 +33,7 @@ impl<'a> Work<'a> {
             }
         }
         let Some((.., sacrifice)) = best.filter(|b| b.1 > 0) else {
-            let why = self.why_nowhere(group);
+            let why = self.why_nowhere(group, None);
             self.plan.hold(&group.name, why);
             return;
         };
@@ -103,26 +104,40 @@ impl<'a> Work<'a> {
         self.fleet.would_fit(node, ask, memory, cores).then_some(Sacrifice { node, groups })
     }
 
-    /// In words, for one line of the log.
-    pub(super) fn why_nowhere(&self, group: &Group) -> String {
-        let open = self.view.nodes.iter().filter(|(_, n)| n.state.takes_groups());
-        let possible: Vec<_> = open.filter(|(name, _)| group.possible_on(name)).collect();
-        if possible.is_empty() {
-            return "none of its possible owners takes groups".into();
-        }
+    /// Why no node but `never` takes it, in words for one line of the log.
+    pub(super) fn why_nowhere(&self, group: &Group, never: Option<&NodeName>) -> String {
         let needs = group.needs();
-        let unreached = |(_, n): &&(&NodeName, &crate::NodeView)| {
-            needs.storages.is_subset(&n.storages) && needs.switches.is_subset(&n.switches)
-        };
-        let reach: Vec<_> = possible.iter().filter(unreached).collect();
-        if reach.is_empty() {
+        let open = self.view.nodes.iter().filter(|(name, n)| n.state.takes_groups() && Some(*name) != never);
+        let mut left: Vec<_> = open.filter(|(name, _)| group.possible_on(name)).collect();
+        if left.is_empty() {
+            let other = if never.is_some() { "other " } else { "" };
+            return format!("no {other}node that can own it takes groups");
+        }
+        left.retain(|(_, n)| needs.storages.is_subset(&n.storages) && needs.switches.is_subset(&n.switches));
+        if left.is_empty() {
             return "no node that could take it reaches its storage and switches".into();
         }
-        let most = reach.iter().map(|(name, _)| self.fleet.memory_free(name)).max().unwrap_or(0);
-        format!(
-            "no node has room: it needs {} MiB of memory, at most {} are free on one node",
-            needs.memory_mib,
-            most.max(0)
-        )
+        let memory = left.iter().map(|(name, _)| self.fleet.memory_free(name)).max().unwrap_or(0).max(0);
+        if i64::try_from(needs.memory_mib).is_ok_and(|n| n > memory) {
+            let n = needs.memory_mib;
+            return format!(
+                "no node has room: it needs {n} MiB of memory, at most {memory} are free on one node"
+            );
+        }
+        let cores = left.iter().map(|(name, _)| self.fleet.cores_free(name)).max().unwrap_or(0);
+        let cores = Cores(u64::try_from(cores).unwrap_or(0));
+        if needs.cores > cores {
+            return format!(
+                "no node has room: it reserves {:.2} cores, at most {cores:.2} are free on one node",
+                needs.cores
+            );
+        }
+        if left.iter().all(|(_, n)| needs.processors > n.processors) {
+            return format!("no node has {} logical processors", needs.processors);
+        }
+        if self.policy.enforced_anti_affinity && !group.anti_affinity.is_empty() {
+            return "anti-affinity is enforced, and every node has a group it avoids".into();
+        }
+        "no node has room for its memory and its processors together".into()
     }
 }

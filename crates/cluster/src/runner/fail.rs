@@ -5,23 +5,46 @@ use super::{Ending, Goal, Runner};
 use crate::{AfterFailure, EmbeddedFailureAction, OfflineAction, ResourceState, Time, Verdict};
 use std::time::Duration;
 
+/// What a failed resource may have left.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Left {
+    Nothing,
+    Something,
+}
+
 impl Runner {
     /// Resource `i` failed. What depends on it goes in the same step, so that nothing is ever online without its provider.
-    pub(super) fn fail(&mut self, i: usize, why: &str, now: Time, effects: &mut Vec<RunnerEffect>) {
+    ///
+    /// Where something of it may be left it is terminated, and is not started again before it is gone.
+    pub(super) fn fail(
+        &mut self,
+        i: usize,
+        why: &str,
+        left: Left,
+        now: Time,
+        effects: &mut Vec<RunnerEffect>,
+    ) {
         let name = self.group.resources[i].name.clone();
         let started = self.slots[i].progress != Progress::Idle || self.states[i] == ResourceState::Online;
         if !started {
             return;
         }
         effects.push(RunnerEffect::Note(format!("{name} failed: {why}")));
+        match left {
+            Left::Nothing => self.slots[i].begin(Progress::Idle, now),
+            Left::Something => {
+                self.slots[i].begin(Progress::Stopping, now);
+                self.slots[i].terminated = true;
+                effects.push(RunnerEffect::Terminate(i));
+            }
+        }
         if self.goal != Goal::Online {
             // It was to end anyway.
-            self.states[i] = ResourceState::Offline;
-            self.slots[i].begin(Progress::Idle, now);
+            let gone = left == Left::Nothing;
+            self.states[i] = if gone { ResourceState::Offline } else { ResourceState::OfflinePending };
             return;
         }
         self.states[i] = ResourceState::Failed;
-        self.slots[i].begin(Progress::Idle, now);
         self.slots[i].guest = crate::GuestWatch::default();
         self.terminate_dependents(now, effects);
         let policy = self.group.resources[i].restart.clone();
@@ -68,12 +91,14 @@ impl Runner {
 
     /// No progress for longer than `PendingTimeout`.
     pub(super) fn pending_too_long(&mut self, i: usize, now: Time, effects: &mut Vec<RunnerEffect>) {
-        effects.push(RunnerEffect::Terminate(i));
         let name = self.group.resources[i].name.clone();
         match self.slots[i].progress {
-            Progress::Starting => self.fail(i, "no progress within its pending timeout", now, effects),
+            Progress::Starting => {
+                self.fail(i, "no progress within its pending timeout", Left::Something, now, effects);
+            }
             // Ending is not given up: the process may not be there when another node is told so.
             Progress::Stopping | Progress::Idle => {
+                effects.push(RunnerEffect::Terminate(i));
                 self.slots[i].heard = now;
                 self.slots[i].terminated = true;
                 effects.push(RunnerEffect::Note(format!("{name} does not end: it is terminated")));
@@ -85,14 +110,19 @@ impl Runner {
     pub(super) fn went_offline(&mut self, i: usize, now: Time, effects: &mut Vec<RunnerEffect>) {
         match self.slots[i].progress {
             Progress::Stopping => {
-                self.states[i] = ResourceState::Offline;
-                let again = self.slots[i].again;
-                self.slots[i].begin(Progress::Idle, now);
-                self.slots[i].again = again && self.goal == Goal::Online;
+                let online = self.goal == Goal::Online;
+                let failed = matches!(self.states[i], ResourceState::Failed | ResourceState::OnlinePending);
+                if !(online && failed) {
+                    self.states[i] = ResourceState::Offline;
+                }
+                let slot = &mut self.slots[i];
+                slot.progress = Progress::Idle;
+                slot.terminated = false;
+                slot.again &= online;
             }
-            Progress::Starting => self.fail(i, "it ended while it was starting", now, effects),
+            Progress::Starting => self.fail(i, "it ended while it was starting", Left::Nothing, now, effects),
             Progress::Idle if self.states[i] == ResourceState::Online => {
-                self.fail(i, "it ended by itself", now, effects);
+                self.fail(i, "it ended by itself", Left::Nothing, now, effects);
             }
             Progress::Idle => {}
         }

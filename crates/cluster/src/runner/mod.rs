@@ -10,6 +10,7 @@ mod tests;
 pub use slot::{Report, RunnerEffect};
 
 use crate::{DependencyError, Group, GuestSign, OfflineAction, ResourceState, Time, Verdict};
+use fail::Left;
 use slot::{Progress, Slot};
 use std::sync::Arc;
 
@@ -109,9 +110,10 @@ impl Runner {
         self.goal = goal;
         self.verdict = None;
         for (state, slot) in self.states.iter_mut().zip(&mut self.slots) {
-            let waiting = slot.restart_at.take().is_some() && slot.progress == Progress::Idle;
+            let waiting = slot.restart_at.take().is_some() || std::mem::take(&mut slot.restart_due);
             if *state == ResourceState::Failed || waiting {
-                *state = ResourceState::Offline;
+                let gone = slot.progress == Progress::Idle;
+                *state = if gone { ResourceState::Offline } else { ResourceState::OfflinePending };
             }
             slot.retry_at = None;
             slot.again = false;
@@ -134,7 +136,7 @@ impl Runner {
                 self.slots[i].came_online(resource, now);
             }
             Report::Offline => self.went_offline(i, now, &mut effects),
-            Report::Failed(why) => self.fail(i, &why, now, &mut effects),
+            Report::Failed(why) => self.fail(i, &why, Left::Nothing, now, &mut effects),
             Report::ShutdownRefused => self.shutdown_refused(i, now, &mut effects),
             Report::LooksAlive(alive) if self.states[i] == ResourceState::Online => {
                 self.slots[i].asked = None;
@@ -145,7 +147,7 @@ impl Runner {
             Report::IsAlive(alive) if self.states[i] == ResourceState::Online => {
                 self.slots[i].asked = None;
                 if !alive {
-                    self.fail(i, "it does not answer its check", now, &mut effects);
+                    self.fail(i, "it does not answer its check", Left::Something, now, &mut effects);
                 }
             }
             Report::Guest(sign) => self.guest(i, sign, now),
@@ -186,6 +188,9 @@ impl Runner {
         if slot.progress != Progress::Idle && slot.heard + resource.patience() <= now {
             return self.pending_too_long(i, now, effects);
         }
+        if slot.restart_at.is_some_and(|at| at <= now) {
+            (slot.restart_at, slot.restart_due) = (None, true);
+        }
         if slot.retry_at.is_some_and(|at| at <= now) && self.goal == Goal::Online {
             slot.retry_at = None;
             slot.restarts = crate::RestartCount::default();
@@ -197,10 +202,10 @@ impl Runner {
             return;
         }
         if slot.asked.is_some_and(|at| at + resource.patience_for_calls() <= now) {
-            return self.fail(i, "its check hangs", now, effects);
+            return self.fail(i, "its check hangs", Left::Something, now, effects);
         }
         if slot.guest.deadline().is_some_and(|at| at <= now) {
-            return self.fail(i, "the guest's heartbeat stays away", now, effects);
+            return self.fail(i, "the guest's heartbeat stays away", Left::Something, now, effects);
         }
         if slot.asked.is_some() {
             return;
@@ -243,7 +248,7 @@ impl Runner {
         let slot = &self.slots[i];
         let due = match self.states[i] {
             ResourceState::Offline => self.group.resources[i].persistent_state || slot.again,
-            ResourceState::OnlinePending => slot.restart_at.is_some_and(|at| at <= now),
+            ResourceState::OnlinePending => slot.restart_due || slot.restart_at.is_some_and(|at| at <= now),
             _ => false,
         };
         let free = self.group.dependents(i).all(|d| self.states[d] != ResourceState::OfflinePending);

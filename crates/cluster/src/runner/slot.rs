@@ -61,6 +61,8 @@ pub(super) struct Slot {
     pub again: bool,
     pub restarts: RestartCount,
     pub restart_at: Option<Time>,
+    /// The restart's time has come; it may have to wait for others.
+    pub restart_due: bool,
     pub retry_at: Option<Time>,
     pub looks_alive_at: Time,
     pub is_alive_at: Time,
@@ -76,6 +78,7 @@ impl Slot {
         self.progress = progress;
         self.heard = now;
         self.restart_at = None;
+        self.restart_due = false;
         self.asked = None;
         self.terminated = false;
     }

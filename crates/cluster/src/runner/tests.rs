@@ -71,3 +71,23 @@ fn ending_is_never_given_up() {
     assert!(!web.is_down(), "until it is really gone");
     assert_eq!(web.report(VM, Report::Offline, at(191)), [RunnerEffect::Stop(CONFIG, None)]);
 }
+
+#[test]
+fn what_is_due_but_waits_for_others_wants_no_tick_at_a_time_that_has_passed() {
+    let mut web = runner(|_| {});
+    online(&mut web);
+    web.report(CONFIG, Report::Failed("gone".into()), at(5));
+    web.tick(at(6));
+    assert!(web.next_tick().is_some_and(|next| next > at(6)), "{:?}", web.next_tick());
+}
+
+#[test]
+fn a_resource_that_does_not_answer_is_gone_before_it_is_started_again() {
+    let mut web = runner(|_| {});
+    online(&mut web);
+    let effects = web.report(VM, Report::IsAlive(false), at(5));
+    assert!(effects.contains(&RunnerEffect::Terminate(VM)), "{effects:?}");
+    assert!(!web.tick(at(9)).contains(&RunnerEffect::Start(VM)));
+    assert!(!web.is_down());
+    assert_eq!(web.report(VM, Report::Offline, at(10)), [RunnerEffect::Start(VM)]);
+}
