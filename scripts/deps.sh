@@ -27,6 +27,8 @@ cpio: initramfs of the Linux guest
 fdisk: partition table of the Linux guest's disk
 dosfstools: boot partition of the Linux guest's disk
 e2fsprogs: data partition of the Linux guest's disk
+btrfs-progs: file systems that share the space of files, in tests
+xfsprogs: the same, of another kind
 mtools: fills the boot partition without mounting it
 syslinux: boot loader of the Linux guest
 syslinux-common: its master boot record

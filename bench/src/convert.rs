@@ -30,16 +30,26 @@ pub fn convert(source: &Path, target: &Path) -> Result<()> {
 }
 
 /// From what to what, as we and as `qemu-img` call it.
-struct Way {
-    name: &'static str,
-    source: &'static str,
+pub struct Way {
+    pub name: &'static str,
+    pub source: &'static str,
     source_format: &'static str,
-    target: &'static str,
+    pub target: &'static str,
     target_format: &'static str,
     options: &'static str,
 }
 
-const WAYS: [Way; 3] = [
+impl Way {
+    /// What QEMU does for the same.
+    pub fn peer(&self, source: &Path, target: &Path) -> Command {
+        let mut image = Command::new("qemu-img");
+        image.args(["convert", "-t", "writeback", "-f", self.source_format, "-O", self.target_format]);
+        image.args(["-o", self.options]).args([source, target]);
+        image
+    }
+}
+
+pub const WAYS: [Way; 3] = [
     Way {
         name: "raw → dynamic VHD",
         source: "half.raw",
@@ -98,9 +108,7 @@ fn one_way(bench: &Bench, way: &Way) -> Result<[Row; 2]> {
         (bench.path(&format!("ours.{}", way.target)), bench.path(&format!("theirs.{}", way.target)));
     for round in 0..bench.rounds {
         let us = timed(Command::new(std::env::current_exe()?).arg("convert").args([&source, &ours]))?;
-        let mut image = Command::new("qemu-img");
-        image.args(["convert", "-t", "writeback", "-f", way.source_format, "-O", way.target_format]);
-        let them = timed(image.args(["-o", way.options]).args([&source, &theirs]))?;
+        let them = timed(&mut way.peer(&source, &theirs))?;
         if round == 0 {
             same(way, &source, &ours)?;
         }
@@ -122,7 +130,7 @@ fn same(way: &Way, source: &Path, ours: &Path) -> Result<()> {
 }
 
 /// Seconds, and seconds of processor time.
-fn timed(command: &mut Command) -> Result<(f64, f64)> {
+pub fn timed(command: &mut Command) -> Result<(f64, f64)> {
     let (start, before) = (Instant::now(), cpu_of_children()?);
     let output = command.output().with_context(|| format!("cannot run {command:?}"))?;
     let (seconds, cpu) = (start.elapsed().as_secs_f64(), cpu_of_children()? - before);
@@ -132,7 +140,7 @@ fn timed(command: &mut Command) -> Result<(f64, f64)> {
     Ok((seconds, cpu))
 }
 
-fn half_full(path: &Path, size: u64) -> Result<()> {
+pub fn half_full(path: &Path, size: u64) -> Result<()> {
     let file = File::create(path)?;
     file.set_len(size)?;
     let (mut random, mut at) = (Random::new(7), 0);

@@ -3,12 +3,14 @@
 //! Every comparison runs the two sides in turns on equal data with equal flush and cache settings, at least five times, and
 //! reports the median and the spread of both and of the ratio of each pair. On a busy machine only the ratios mean much.
 
+mod compact;
 mod convert;
 mod disks;
 mod load;
 mod machine;
 mod merge;
 mod offline;
+mod reflink;
 mod report;
 mod scale;
 mod server;
@@ -66,6 +68,9 @@ enum Role {
     /// Merge a disk into its parent and remove it.
     #[command(hide = true)]
     Merge { upper: PathBuf },
+    /// Compact a disk.
+    #[command(hide = true)]
+    Compact { file: PathBuf },
 }
 
 /// What all parts of the benchmark need.
@@ -97,6 +102,7 @@ fn main() -> Result<()> {
         Some(Role::MergeServer { file, socket }) => merge::serve(&file, &socket),
         Some(Role::Convert { source, target }) => convert::convert(&source, &target),
         Some(Role::Merge { upper }) => offline::merge(&upper),
+        Some(Role::Compact { file }) => compact::compact(&file),
         None => measure(&args),
     }
 }
@@ -110,6 +116,8 @@ fn measure(args: &Args) -> Result<()> {
     convert::run(&bench, &mut report)?;
     merge::run(&bench, &mut report)?;
     offline::run(&bench, &mut report)?;
+    compact::run(&bench, &mut report)?;
+    reflink::run(&bench, &mut report)?;
     vm::run(&bench, &mut report)?;
     scale::run(&bench, &mut report)?;
     let text = report.finish();

@@ -4,9 +4,12 @@
 //! writes matters, so the metadata of a growing target is not synced on the way.
 
 mod bad;
+mod sharing;
+mod target;
 mod unsynced;
 
 pub use bad::BadRange;
+pub use sharing::Reflink;
 
 use crate::{
     chain::{Chain, ChainWarning},
@@ -14,24 +17,22 @@ use crate::{
     disk::read_chain,
     error::OpenError,
     foreign::{Foreign, ForeignError, ForeignSource, files_of},
-    fs::{DiskFile, FileSystem, folder_of},
-    image::{AnyImage, ImageMode},
+    fs::{FileSystem, folder_of},
     layer::Layer,
     options::{DiskFormat, DiskOptions},
-    status::data_runs,
+    share::CopyError,
     temp::TempFile,
-    walk::{Place, walk},
-    write::write_run,
-    zero,
+    threads, zero,
 };
 use backstay_vhd::{
-    Format, SizeRule, Storage,
     convert::{ConvertPlan, Target as PlanTarget, plan},
     vhdx,
 };
 use bad::{BadRanges, is_medium, read_around};
+use sharing::{Run, Sharing, runs_in, visit_runs};
 use std::{
     io,
+    ops::Range,
     path::PathBuf,
     sync::{
         Arc, Mutex, PoisonError,
@@ -39,7 +40,7 @@ use std::{
     },
     thread,
 };
-use unsynced::Unsynced;
+use target::Target;
 
 /// What a thread takes on at a time, in bytes.
 const CLAIM: u64 = 4 << 20;
@@ -93,10 +94,12 @@ pub struct ConvertRequest {
     pub azure: bool,
     /// Sectors that cannot be read become zeros, and the report tells which. Without, they end the conversion.
     pub skip_bad: bool,
+    /// Whether data is shared with the source instead of copied.
+    pub reflink: Reflink,
 }
 
 impl ConvertRequest {
-    /// The usual way: durable, two threads.
+    /// The usual way: durable, on all processors, shared where that can be.
     #[must_use]
     pub fn new(source: PathBuf, target: PathBuf, to: ConvertTo) -> Self {
         Self {
@@ -107,10 +110,11 @@ impl ConvertRequest {
             format: None,
             identity: Identity::fresh(),
             durable: true,
-            threads: 2,
+            threads: threads::for_copying(),
             foreign: None,
             azure: false,
             skip_bad: false,
+            reflink: Reflink::default(),
         }
     }
 }
@@ -153,8 +157,10 @@ pub struct Progress {
 pub struct ConvertReport {
     /// Size of the disk in bytes.
     pub size: u64,
-    /// Bytes that were written; the rest are zeros.
+    /// Bytes that were written; what was neither written nor shared is zeros.
     pub copied: u64,
+    /// Bytes that were not copied: the new file shares their space with the source until either is written to.
+    pub shared: u64,
     /// What could not be read and is zeros in the new disk, in its order; only with [`ConvertRequest::skip_bad`].
     pub bad: Vec<BadRange>,
     /// What was strange about the source.
@@ -205,6 +211,16 @@ pub enum ConvertError {
         #[source]
         source: io::Error,
     },
+    /// Data was to be shared, and cannot be.
+    #[error("{} cannot share its data with {}: {why}. Without --reflink=always it is copied", source_file.display(), path.display())]
+    NotShared {
+        /// The target.
+        path: PathBuf,
+        /// The file of the source.
+        source_file: PathBuf,
+        /// What is in the way.
+        why: &'static str,
+    },
     /// It was asked to stop.
     #[error("the conversion was cancelled; {} was not made", path.display())]
     Cancelled {
@@ -225,12 +241,12 @@ pub fn convert(
 ) -> Result<ConvertReport, ConvertError> {
     let chain = open_source(fs, request, cancel)?;
     let size = chain.top().map_or(0, |top| top.size);
-    check_space(fs, request, &chain, size)?;
-
     let temp = TempFile::create(fs, &request.target)
         .map_err(|source| ConvertError::Target(crate::create::failed(&request.target, source)))?;
+    let sharing = Sharing::find(request, &chain, temp.file().as_ref())?;
+    check_space(fs, request, &chain, size, &sharing)?;
     let target = Target::new(fs, request, &temp, size)?;
-    let (copied, bad) = (AtomicU64::new(0), Mutex::new(BadRanges::default()));
+    let (copied, shared, bad) = (AtomicU64::new(0), AtomicU64::new(0), Mutex::new(BadRanges::default()));
     let job = Job {
         request,
         layers: &chain.layers,
@@ -238,7 +254,9 @@ pub fn convert(
         size,
         progress,
         cancel,
+        sharing: &sharing,
         copied: &copied,
+        shared: &shared,
         bad: &bad,
     };
     job.run()?;
@@ -249,6 +267,7 @@ pub fn convert(
     Ok(ConvertReport {
         size: request.new_size(size),
         copied: copied.into_inner(),
+        shared: shared.into_inner(),
         bad,
         warnings: chain.warnings,
     })
@@ -326,18 +345,23 @@ fn check_space(
     request: &ConvertRequest,
     chain: &Chain,
     size: u64,
+    sharing: &Sharing,
 ) -> Result<(), ConvertError> {
-    let needed = match request.to {
-        ConvertTo::Fixed => request.new_size(size),
-        ConvertTo::Raw | ConvertTo::Dynamic { .. } => match data_in(&chain.layers, 0, size) {
-            Ok(ranges) => ranges.iter().map(|(_, len)| len).sum(),
-            // Then nobody knows.
-            Err(error) if request.skip_bad && is_medium(&error) => 0,
-            Err(source) => {
-                return Err(ConvertError::Read { path: request.source.clone(), offset: 0, source });
+    let mut needed = 0;
+    let mut count = |run: Run<'_>| needed += if sharing.takes(&run) { 0 } else { run.len };
+    match request.to {
+        ConvertTo::Fixed => needed = request.new_size(size),
+        ConvertTo::Raw | ConvertTo::Dynamic { .. } => {
+            match visit_runs(&chain.layers, 0, size, &mut count) {
+                Ok(()) => {}
+                // Then nobody knows.
+                Err(error) if request.skip_bad && is_medium(&error) => needed = 0,
+                Err(source) => {
+                    return Err(ConvertError::Read { path: request.source.clone(), offset: 0, source });
+                }
             }
-        },
-    };
+        }
+    }
     let path = || request.target.clone();
     let free = fs
         .free_space(folder_of(&request.target))
@@ -351,83 +375,11 @@ fn check_space(
 /// The parts of a range that are in files and not in holes of them: offset and length.
 fn data_in(layers: &[Arc<Layer>], start: u64, len: u64) -> io::Result<Vec<(u64, u64)>> {
     let mut found: Vec<(u64, u64)> = Vec::new();
-    walk(layers, start, len, &mut |at, len, place| {
-        let Place::Data { layer, file_offset } = place else { return Ok(()) };
-        let mut at = at;
-        data_runs(layer, file_offset, len, &mut |len, data| {
-            match found.last_mut() {
-                Some((start, before)) if data && *start + *before == at => *before += len,
-                _ if data => found.push((at, len)),
-                _ => {}
-            }
-            at += len;
-            Ok(())
-        })
+    visit_runs(layers, start, len, &mut |Run { at, len, .. }| match found.last_mut() {
+        Some((start, before)) if *start + *before == at => *before += len,
+        _ => found.push((at, len)),
     })?;
     Ok(found)
-}
-
-/// Where the bytes go.
-enum Target {
-    /// Disk offset = file offset.
-    Flat(Arc<dyn DiskFile>),
-    /// Blocks are added.
-    Growing(Box<Layer>),
-}
-
-impl Target {
-    fn new(
-        fs: &Arc<dyn FileSystem>,
-        request: &ConvertRequest,
-        temp: &TempFile,
-        size: u64,
-    ) -> Result<Self, ConvertError> {
-        let what = request.what(size);
-        let file: Arc<dyn DiskFile> = Arc::new(Unsynced(Arc::clone(temp.file())));
-        let plan = NewDiskPlan::new(fs, &request.target, &what, request.identity, &request.target_options())?;
-        plan.write_to(file.as_ref())?;
-        let format = match (plan.like(), request.to) {
-            (Like::Raw, _) | (Like::Vhd(_), ConvertTo::Fixed | ConvertTo::Raw) => {
-                return Ok(Self::Flat(file));
-            }
-            (Like::Vhd(_), ConvertTo::Dynamic { .. }) => Format::Vhd,
-            (Like::Vhdx(_), _) => Format::Vhdx,
-        };
-        let mode = ImageMode {
-            format,
-            size_rule: SizeRule::default(),
-            writable: true,
-            // As planned: it is filled, not changed.
-            data_write: Some(request.identity.unique_id),
-        };
-        let storage = Arc::clone(&file) as Arc<dyn Storage>;
-        let image = AnyImage::open(storage, &request.target, mode, None)?;
-        Ok(Self::Growing(Box::new(Layer::of_image(request.target.clone(), file, image, true, None))))
-    }
-
-    fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
-        match self {
-            Self::Flat(file) => file.write_at(data, offset),
-            Self::Growing(layer) => match layer.image() {
-                Some(image) => write_run(layer, image, offset, data),
-                None => layer.file.write_at(data, offset),
-            },
-        }
-    }
-
-    fn start_writeback(&self) {
-        match self {
-            Self::Flat(file) => file.start_writeback(0, 0),
-            Self::Growing(layer) => layer.file.start_writeback(0, 0),
-        }
-    }
-
-    fn finish(&self) -> io::Result<()> {
-        match self {
-            Self::Flat(_) => Ok(()),
-            Self::Growing(layer) => layer.close(),
-        }
-    }
 }
 
 struct Job<'a> {
@@ -437,7 +389,9 @@ struct Job<'a> {
     size: u64,
     progress: &'a (dyn Fn(Progress) + Sync),
     cancel: &'a AtomicBool,
+    sharing: &'a Sharing,
     copied: &'a AtomicU64,
+    shared: &'a AtomicU64,
     bad: &'a Mutex<BadRanges>,
 }
 
@@ -483,28 +437,64 @@ impl Job<'_> {
         }
     }
 
-    fn copy_range(&self, start: u64, len: u64, buf: &mut [u8]) -> Result<(), ConvertError> {
-        let read_error =
-            |offset, source| ConvertError::Read { path: self.request.source.clone(), offset, source };
-        let data = match data_in(self.layers, start, len) {
-            // Which part of it that is about shows when it is read.
-            Err(error) if is_medium(&error) => vec![(start, len)],
-            found => found.map_err(|source| read_error(start, source))?,
-        };
-        for (offset, len) in data {
-            let mut at = offset;
-            while at < offset + len {
-                let step = usize::try_from(offset + len - at).unwrap_or(CHUNK).min(CHUNK);
-                let Some(part) = buf.get_mut(..step) else { break };
-                match read_chain(self.layers, at, part, true) {
-                    Err(error) if is_medium(&error) => self.read_around(at, part, error)?,
-                    read => read.map_err(|source| read_error(at, source))?,
-                }
-                self.write_data(at, part)?;
-                at += step as u64;
+    fn copy_range(&self, start: u64, len: u64, buf: &mut Vec<u8>) -> Result<(), ConvertError> {
+        if self.sharing.is_possible() {
+            match runs_in(self.layers, start, len) {
+                // Which part of it that is about shows when it is read.
+                Err(error) if is_medium(&error) => return self.copy_data(start, len, buf),
+                Err(source) => return Err(self.read_error(start, source)),
+                Ok(runs) => return self.share_runs(start..start + len, &runs, buf),
             }
         }
+        let data = match data_in(self.layers, start, len) {
+            Err(error) if is_medium(&error) => vec![(start, len)],
+            found => found.map_err(|source| self.read_error(start, source))?,
+        };
+        data.into_iter().try_for_each(|(offset, len)| self.copy_data(offset, len, buf))
+    }
+
+    /// Shares what can be shared of some runs, and copies the rest.
+    fn share_runs(&self, claim: Range<u64>, runs: &[Run<'_>], buf: &mut Vec<u8>) -> Result<(), ConvertError> {
+        for run in runs {
+            // It may go on outside of what this thread took on.
+            let cut = run.at == claim.start || run.at + run.len == claim.end;
+            if self.sharing.takes(run) || (cut && self.sharing.fits(run)) {
+                let from = (run.layer, run.file_offset);
+                match self.target.fill(run.at, from, run.len, buf) {
+                    Ok(filled) => {
+                        self.shared.fetch_add(filled.shared, Relaxed);
+                        self.copied.fetch_add(filled.copied, Relaxed);
+                        continue;
+                    }
+                    Err(CopyError::Write(source)) => return Err(write_error(self.request, source)),
+                    // Where exactly shows when it is copied.
+                    Err(CopyError::Read(_)) => {}
+                }
+            }
+            self.copy_data(run.at, run.len, buf)?;
+        }
         Ok(())
+    }
+
+    /// Copies a range, zeros left out.
+    fn copy_data(&self, offset: u64, len: u64, buf: &mut Vec<u8>) -> Result<(), ConvertError> {
+        buf.resize(CHUNK, 0);
+        let mut at = offset;
+        while at < offset + len {
+            let step = usize::try_from(offset + len - at).unwrap_or(CHUNK).min(CHUNK);
+            let Some(part) = buf.get_mut(..step) else { break };
+            match read_chain(self.layers, at, part, true) {
+                Err(error) if is_medium(&error) => self.read_around(at, part, error)?,
+                read => read.map_err(|source| self.read_error(at, source))?,
+            }
+            self.write_data(at, part)?;
+            at += step as u64;
+        }
+        Ok(())
+    }
+
+    fn read_error(&self, offset: u64, source: io::Error) -> ConvertError {
+        ConvertError::Read { path: self.request.source.clone(), offset, source }
     }
 
     /// Reads what a medium gives of a range that it did not give as a whole, or tells where the first loss is.

@@ -57,10 +57,12 @@ mod seams;
 mod served;
 mod settle;
 mod shadow;
+mod share;
 mod stats;
 mod status;
 mod switch;
 mod temp;
+mod threads;
 mod volume;
 mod walk;
 mod write;
@@ -72,8 +74,8 @@ pub use backend::{Backend, BatchData, BatchDone, BatchOp, BlockStatus, ZeroMode}
 pub use chain::{ChainWarning, MAX_DEPTH};
 pub use compact::{CompactError, CompactPlan, Compacted, Dropping, compact_offline, plan_compact};
 pub use convert::{
-    BadRange, ConvertError, ConvertReport, ConvertRequest, ConvertTo, Progress, convert, plan_convert,
-    source_files,
+    BadRange, ConvertError, ConvertReport, ConvertRequest, ConvertTo, Progress, Reflink, convert,
+    plan_convert, source_files,
 };
 pub use create::{CreateError, DEFAULT_BLOCK_SIZE, Identity, NewDisk, NewDiskPlan, create_disk};
 pub use disk::{CloseError, Disk, LayerInfo};

@@ -1,8 +1,8 @@
 //! What others hang into the path of every write.
 
-use crate::fs::{DiskFile, FileId, LockKind, RingFile};
+use crate::fs::{DiskFile, FileId, LockKind, RingFile, Shared};
 use backstay_vhd::Storage;
-use std::{fmt::Debug, io, sync::Arc};
+use std::{fmt::Debug, io, os::fd::BorrowedFd, sync::Arc};
 
 /// Asked at the moment each write (payload, metadata, hole, length) of a writable disk is handed to the kernel. A
 /// cluster node whose right to write has ended holds writes back here.
@@ -110,5 +110,24 @@ impl DiskFile for GatedFile {
 
     fn start_writeback(&self, offset: u64, len: u64) {
         self.file.start_writeback(offset, len);
+    }
+
+    fn descriptor(&self) -> Option<BorrowedFd<'_>> {
+        self.file.descriptor()
+    }
+
+    fn may_share(&self, from: &dyn DiskFile) -> bool {
+        self.file.may_share(from)
+    }
+
+    fn share_range(
+        &self,
+        from: &dyn DiskFile,
+        from_offset: u64,
+        to_offset: u64,
+        len: u64,
+    ) -> io::Result<Shared> {
+        self.gate.pass()?;
+        self.file.share_range(from, from_offset, to_offset, len)
     }
 }

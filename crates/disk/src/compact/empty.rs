@@ -1,6 +1,6 @@
 //! Whether a block holds anything that is worth its place.
 
-use crate::{disk::read_chain, layer::Layer, status::data_runs, volume::FreeMap};
+use crate::{disk::read_chain, layer::Layer, status::data_runs, volume::FreeMap, zero};
 use backstay_vhd::{Format, LayerFormat, ReadExtent, Source, compact::Empty};
 use std::{io, sync::Arc};
 
@@ -105,7 +105,7 @@ fn is_zero(
         let part = piece.min(len - done);
         buf.resize(usize::try_from(part).unwrap_or(usize::MAX), 0);
         read(buf, offset + done)?;
-        if buf.iter().any(|byte| *byte != 0) {
+        if !zero::is_zero(buf) {
             return Ok(false);
         }
         done += part;

@@ -5,7 +5,9 @@ use crate::{
     disk::Disk,
     layer::Layer,
     merge::{MergeControl, MergeStep, Pace},
+    share::{CopyError, WORTH_SHARING, copy, fill},
     status::data_runs,
+    threads,
     volume::FreeMap,
 };
 use backstay_vhd::{
@@ -14,7 +16,10 @@ use backstay_vhd::{
 };
 use std::{
     io::{self, ErrorKind},
-    sync::Arc,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
 };
 
 /// Bytes moved with one round of flushes.
@@ -23,8 +28,8 @@ const BATCH: u64 = 64 << 20;
 const SERVED_BATCH: u64 = 8 << 20;
 /// Empty blocks that lose their places with one round of flushes.
 const EMPTY_BATCH: usize = 256;
-/// Bytes copied at once.
-const PIECE: u64 = 1 << 20;
+/// Blocks that each thread looks at before those that are empty are gathered.
+const LOOKED_AT: usize = 8;
 /// Holes that stay are given back to the file system from this size on.
 const WORTH_PUNCHING: u64 = 64 << 10;
 
@@ -37,11 +42,12 @@ pub(super) struct Compactor<'a> {
     free: Option<&'a FreeMap>,
     /// Most bytes in a batch.
     batch: u64,
+    /// That read and copy. A guest needs the other processors.
+    threads: usize,
     pace: Pace,
-    buf: Vec<u8>,
     dropped: u64,
     moved: u64,
-    bytes: u64,
+    bytes: AtomicU64,
 }
 
 impl<'a> Compactor<'a> {
@@ -53,14 +59,15 @@ impl<'a> Compactor<'a> {
         free: Option<&'a FreeMap>,
         alone: bool,
     ) -> Self {
-        let batch = if alone { BATCH } else { SERVED_BATCH };
-        let (pace, buf) = (Pace::new(), Vec::new());
-        Self { disk, control, layers, holds, free, batch, pace, buf, dropped: 0, moved: 0, bytes: 0 }
+        let (batch, threads) = if alone { (BATCH, threads::for_copying()) } else { (SERVED_BATCH, 1) };
+        let threads = control.threads(threads);
+        let (pace, bytes) = (Pace::new(), AtomicU64::new(0));
+        Self { disk, control, layers, holds, free, batch, threads, pace, dropped: 0, moved: 0, bytes }
     }
 
     /// Blocks dropped, blocks moved, bytes moved.
     pub(super) fn done(&self) -> (u64, u64, u64) {
-        (self.dropped, self.moved, self.bytes)
+        (self.dropped, self.moved, self.bytes.load(Relaxed))
     }
 
     pub(super) fn run(&mut self) -> Result<(), CompactError> {
@@ -92,27 +99,40 @@ impl<'a> Compactor<'a> {
         let mut found = Vec::new();
         let held_at_once = usize::try_from(self.batch / u64::from(self.top()?.block_size()).max(1));
         let most = self.control.batch_blocks(held_at_once.unwrap_or(1).clamp(1, EMPTY_BATCH));
-        for block in blocks {
-            self.give_up_if_asked()?;
-            if self.empty(block)?.is_some() {
-                found.push(block);
+        for some in blocks.chunks(LOOKED_AT * self.threads.max(1)) {
+            for (block, how) in self.empty_of(some)? {
+                if how.is_some() {
+                    found.push(block);
+                }
+                if found.len() >= most {
+                    self.forget(&std::mem::take(&mut found))?;
+                }
+                self.control.blocks_done(1);
             }
-            if found.len() >= most {
-                self.forget(&std::mem::take(&mut found))?;
-            }
-            self.control.blocks_done(1);
         }
         self.forget(&found)
     }
 
-    fn empty(&mut self, block: u32) -> Result<Option<Empty>, CompactError> {
-        let buf = std::mem::take(&mut self.buf);
-        let mut looking = Looking { layers: &self.layers, free: self.free, buf };
-        let top = self.top()?;
-        let image = self.image()?;
-        let found = looking.empty(image, block).map_err(|error| io_error(top, "read", error));
-        self.buf = looking.buf;
-        found
+    /// How each of the blocks can be stored without a place, in their order.
+    fn empty_of(&self, blocks: &[u32]) -> Result<Vec<(u32, Option<Empty>)>, CompactError> {
+        let found = Mutex::new(Vec::with_capacity(blocks.len()));
+        threads::each(self.threads, blocks.len(), |index, buf| {
+            self.give_up_if_asked()?;
+            let Some(block) = blocks.get(index) else { return Ok(()) };
+            let mut looking = Looking { layers: &self.layers, free: self.free, buf: std::mem::take(buf) };
+            let how = looking.empty(self.image()?, *block);
+            *buf = looking.buf;
+            let how = how.map_err(|error| self.read_failed(error))?;
+            found.lock().unwrap_or_else(PoisonError::into_inner).push((index, *block, how));
+            Ok(())
+        })?;
+        let mut found = found.into_inner().unwrap_or_else(PoisonError::into_inner);
+        found.sort_unstable_by_key(|(index, _, _)| *index);
+        Ok(found.into_iter().map(|(_, block, how)| (block, how)).collect())
+    }
+
+    fn read_failed(&self, error: io::Error) -> CompactError {
+        self.top().map_or_else(|ended| ended, |top| io_error(top, "read", error))
     }
 
     /// Looks again while nobody writes to them.
@@ -123,12 +143,9 @@ impl<'a> Compactor<'a> {
         let held = self.holds.hold(blocks.iter().copied());
         self.wait_for_leavers()?;
         self.flush()?;
-        let mut empty = Vec::new();
-        for block in blocks {
-            if let Some(how) = self.empty(*block)? {
-                empty.push((*block, how));
-            }
-        }
+        let looked = self.empty_of(blocks)?;
+        let empty: Vec<(u32, Empty)> =
+            looked.into_iter().filter_map(|(block, how)| Some((block, how?))).collect();
         self.control.step(MergeStep::Clear);
         let spans = self.image()?.forget_blocks(&empty);
         let spans = spans.map_err(|error| self.failed("write to", error.into(), 0))?;
@@ -208,7 +225,7 @@ impl<'a> Compactor<'a> {
         self.control.step(MergeStep::Release);
         self.wait_for_leavers()?;
         self.image()?.free_places(&[step.from]);
-        self.bytes += step.from.len;
+        self.bytes.fetch_add(step.from.len, Relaxed);
         Ok(())
     }
 
@@ -242,48 +259,48 @@ impl<'a> Compactor<'a> {
     }
 
     /// Steps 1 to 4.
-    fn copy(&mut self, moves: &[Move]) -> Result<(), CompactError> {
+    fn copy(&self, moves: &[Move]) -> Result<(), CompactError> {
         self.wait_for_leavers()?;
         self.flush()?;
-        for step in moves {
-            self.copy_span(*step)?;
+        // Each has a place of its own, and none counts before the flush.
+        threads::each(self.threads, moves.len(), |index, buf| {
+            let Some(step) = moves.get(index) else { return Ok(()) };
+            self.copy_span(*step, buf)?;
             self.control.step(MergeStep::Copied);
-            self.give_up_if_asked()?;
-        }
+            self.give_up_if_asked()
+        })?;
         self.control.step(MergeStep::LowerFlush);
         self.flush()
     }
 
-    /// Copies what is not a hole; the rest reads as zeros in the new place too.
-    fn copy_span(&mut self, step: Move) -> Result<(), CompactError> {
-        let top = Arc::clone(self.top()?);
+    /// Brings what is not a hole into the new place, shared with the old one where the file system can, which goes afterwards.
+    /// The rest reads as zeros in the new place too.
+    fn copy_span(&self, step: Move, buf: &mut Vec<u8>) -> Result<(), CompactError> {
+        let top = self.top()?;
         let Move { from, to, .. } = step;
         top.file.zero_range(to.offset, to.len).map_err(|error| self.failed("write to", error, to.len))?;
         let mut runs = Vec::new();
         let mut at = 0;
-        data_runs(&top, from.offset, from.len, &mut |len, data| {
+        data_runs(top, from.offset, from.len, &mut |len, data| {
             if data {
                 runs.push((at, len));
             }
             at += len;
             Ok(())
         })
-        .map_err(|error| io_error(&top, "read", error))?;
-        for (start, len) in runs {
-            let mut done = 0;
-            while done < len {
-                let part = PIECE.min(len - done);
-                self.buf.resize(usize::try_from(part).unwrap_or(usize::MAX), 0);
-                let at = start + done;
-                top.file
-                    .read_at(&mut self.buf, from.offset + at)
-                    .map_err(|error| io_error(&top, "read", error))?;
-                let written = top.file.write_at(&self.buf, to.offset + at);
-                written.map_err(|error| self.failed("write to", error, to.len))?;
-                self.bytes += part;
-                self.control.moved(part);
-                done += part;
-            }
+        .map_err(|error| self.read_failed(error))?;
+        for (at, len) in runs {
+            let (target, source) = ((top.file.as_ref(), to.offset + at), (top.as_ref(), from.offset + at));
+            let done = match len < WORTH_SHARING {
+                true => copy(target, source, len, buf),
+                false => fill(target, source, len, buf).map(drop),
+            };
+            done.map_err(|error| match error {
+                CopyError::Read(error) => self.read_failed(error),
+                CopyError::Write(error) => self.failed("write to", error, to.len),
+            })?;
+            self.bytes.fetch_add(len, Relaxed);
+            self.control.moved(len);
         }
         Ok(())
     }

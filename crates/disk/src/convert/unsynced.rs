@@ -1,6 +1,6 @@
 //! The target while it is filled.
 
-use crate::fs::{DiskFile, FileId, LockKind};
+use crate::fs::{DiskFile, FileId, LockKind, Shared};
 use backstay_vhd::Storage;
 use std::{io, sync::Arc};
 
@@ -65,5 +65,19 @@ impl DiskFile for Unsynced {
 
     fn start_writeback(&self, offset: u64, len: u64) {
         self.0.start_writeback(offset, len);
+    }
+
+    fn may_share(&self, from: &dyn DiskFile) -> bool {
+        self.0.may_share(from)
+    }
+
+    fn share_range(
+        &self,
+        from: &dyn DiskFile,
+        from_offset: u64,
+        to_offset: u64,
+        len: u64,
+    ) -> io::Result<Shared> {
+        self.0.share_range(from, from_offset, to_offset, len)
     }
 }

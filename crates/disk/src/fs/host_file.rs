@@ -1,6 +1,9 @@
 //! One open file or block device of the host.
 
-use super::{DIRECT_UNIT, DiskFile, FileId, LockKind, Pages, RingFile, lock};
+use super::{
+    DIRECT_UNIT, DiskFile, FileId, LockKind, Pages, RingFile, Shared, lock,
+    share::{Request, Sharing},
+};
 use backstay_vhd::Storage;
 use rustix::{
     fs::{AtFlags, FallocateFlags, OFlags, SeekFrom, StatxFlags, fallocate, fcntl_getfl, seek, statx},
@@ -10,7 +13,7 @@ use std::{
     fs::File,
     io::{self, IoSliceMut},
     os::{
-        fd::AsRawFd,
+        fd::{AsFd, AsRawFd, BorrowedFd},
         unix::fs::{FileExt, OpenOptionsExt},
     },
     sync::{
@@ -35,6 +38,7 @@ pub(super) struct HostFile {
     can_nowait: AtomicBool,
     /// Past the page cache; none where that was asked for and cannot be.
     direct: OnceLock<Option<Direct>>,
+    sharing: Sharing,
 }
 
 /// A second opening of a file that does not use the page cache.
@@ -92,6 +96,7 @@ impl HostFile {
             can_punch: AtomicBool::new(true),
             can_nowait: AtomicBool::new(true),
             direct: OnceLock::new(),
+            sharing: Sharing::default(),
         }
     }
 
@@ -291,6 +296,29 @@ impl DiskFile for HostFile {
             }
         }
         self.write_at(buf, offset)
+    }
+
+    fn descriptor(&self) -> Option<BorrowedFd<'_>> {
+        (!self.block_device).then(|| self.file.as_fd())
+    }
+
+    fn may_share(&self, from: &dyn DiskFile) -> bool {
+        !self.block_device && from.descriptor().is_some() && self.sharing.may(from.id())
+    }
+
+    fn share_range(
+        &self,
+        from: &dyn DiskFile,
+        from_offset: u64,
+        to_offset: u64,
+        len: u64,
+    ) -> io::Result<Shared> {
+        let Some(source) = from.descriptor().filter(|_| self.may_share(from)) else {
+            return Ok(Shared::Nothing);
+        };
+        let (from_id, from_len) = (from.id(), from.len()?);
+        let request = Request { from: source, from_id, from_offset, from_len, to_offset, len };
+        self.sharing.share(&self.file, &request)
     }
 
     fn start_writeback(&self, offset: u64, len: u64) {

@@ -6,9 +6,11 @@ mod host_file;
 mod lock;
 mod pages;
 pub(crate) mod ring;
+mod share;
 
 pub use host::HostFs;
 pub(crate) use pages::Pages;
+pub use share::Shared;
 
 use crate::seams::WriteGate;
 use backstay_vhd::Storage;
@@ -18,6 +20,7 @@ use std::{
     fmt::{self, Debug},
     fs::File,
     io,
+    os::fd::BorrowedFd,
     path::{Path, PathBuf},
     sync::{Arc, RwLock},
 };
@@ -164,6 +167,33 @@ pub trait DiskFile: Storage {
 
     /// Starts writing the range back to the device without waiting for it. Only a hint.
     fn start_writeback(&self, _offset: u64, _len: u64) {}
+
+    /// The descriptor that the kernel knows an ordinary file of this host by.
+    fn descriptor(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
+
+    /// Whether [`DiskFile::share_range`] with that file is worth asking for, as far as is known by now.
+    fn may_share(&self, _from: &dyn DiskFile) -> bool {
+        false
+    }
+
+    /// Gives a range of this file the content that a range of another file, or another range of this one, has, without the
+    /// bytes being read and written: the space is shared until either is written to. It takes the largest part of the range
+    /// that it can and says which; for the rest the caller copies. Holes become holes. As a write it is durable after a flush
+    /// of this file; of the other file nothing needs to be.
+    ///
+    /// # Errors
+    /// As the file systems. Part of the range may have changed then. That they cannot do it is no error.
+    fn share_range(
+        &self,
+        _from: &dyn DiskFile,
+        _from_offset: u64,
+        _to_offset: u64,
+        _len: u64,
+    ) -> io::Result<Shared> {
+        Ok(Shared::Nothing)
+    }
 }
 
 /// Names and files.

@@ -25,6 +25,8 @@ pub struct MergeControl {
     observer: Option<Observer>,
     /// Blocks in a batch; 0: as many as are best.
     batch_blocks: usize,
+    /// Threads that copy; 0: as many as are best.
+    threads: usize,
     /// Bytes that stay free on the volume of the lower layer.
     reserve: AtomicU64,
     /// The room beside what is still to be moved below which space is given back on the way; 0: as much as is best.
@@ -89,7 +91,7 @@ impl MergeControl {
         Self::default()
     }
 
-    /// With a function that is called between the actions of the merge, in its thread.
+    /// With a function that is called between the actions of the merge, in its threads.
     #[doc(hidden)]
     #[must_use]
     pub fn observed(observer: impl Fn(MergeStep) + Send + Sync + 'static) -> Self {
@@ -101,6 +103,17 @@ impl MergeControl {
     #[must_use]
     pub fn in_batches_of(self, blocks: usize) -> Self {
         Self { batch_blocks: blocks, ..self }
+    }
+
+    /// With that many threads that copy, whether somebody uses the disk or not.
+    #[doc(hidden)]
+    #[must_use]
+    pub fn with_threads(self, threads: usize) -> Self {
+        Self { threads, ..self }
+    }
+
+    pub(crate) fn threads(&self, best: usize) -> usize {
+        if self.threads == 0 { best } else { self.threads }
     }
 
     /// Space is given back on the way, as on a volume that has no room for both layers.

@@ -20,6 +20,7 @@
 
 mod children;
 mod control;
+mod copier;
 mod error;
 mod mover;
 mod plan;
@@ -52,7 +53,10 @@ use children::{is_empty_child, reparent_closed, reparent_in_chain, was_merged_in
 use mover::Mover;
 use std::{
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
     time::Instant,
 };
 use uuid::Uuid;
@@ -106,9 +110,9 @@ impl Disk {
         let Some(pair) = self.find_pair(upper)? else { return self.finish_merged(upper, children, control) };
         pair.check(children, used)?;
         let merging = self.begin_merge(pair)?;
-        let mut mover = merging.mover(self, control);
+        let mut mover = merging.mover(self, control, used);
         let moved = mover.run();
-        let (bytes_moved, layers) = (mover.moved, merging);
+        let (bytes_moved, layers) = (mover.moved.load(Relaxed), merging);
         if let Err(error) = moved {
             self.end_early(&layers);
             return Err(error);
@@ -444,7 +448,7 @@ impl Pair {
 }
 
 impl Merging {
-    fn mover<'a>(&self, disk: &'a Disk, control: &'a MergeControl) -> Mover<'a> {
+    fn mover<'a>(&self, disk: &'a Disk, control: &'a MergeControl, used: Use) -> Mover<'a> {
         let chain = disk.chain.enter();
         let below =
             chain.layers.iter().skip_while(|layer| !Arc::ptr_eq(layer, &self.lower)).cloned().collect();
@@ -454,12 +458,12 @@ impl Merging {
             upper: Arc::clone(&self.upper),
             below,
             routing: chain.routing.clone(),
-            pace: Pace::new(),
-            buf: Vec::new(),
-            moved: 0,
-            since_writeback: 0,
+            alone: used == Use::Alone,
+            pace: Mutex::new(Pace::new()),
+            moved: AtomicU64::new(0),
+            since_writeback: AtomicU64::new(0),
             writeback: None,
-            data_moved: 0,
+            data_moved: AtomicU64::new(0),
             owed: Vec::new(),
         }
     }

@@ -16,18 +16,13 @@
 //! for volumes that need the space before the end.
 
 use super::{MergeControl, MergeError, MergeStep, control::Pace, route::Routing};
-use crate::{
-    backend::ZeroMode,
-    disk::Disk,
-    layer::Layer,
-    status::data_runs,
-    write::{write_layers, zero_layers},
-};
-use backstay_vhd::{FileSpan, LayerFormat, ReadExtent, Source};
+use crate::{disk::Disk, layer::Layer};
+use backstay_vhd::{FileSpan, LayerFormat};
 use std::{
     io::{self, ErrorKind},
     sync::{
-        Arc,
+        Arc, Mutex,
+        atomic::AtomicU64,
         mpsc::{self, SyncSender},
     },
     thread,
@@ -40,14 +35,6 @@ const BATCH_BLOCKS: usize = 512;
 /// Bytes of blocks that are announced to writers at once. A write to one that is announced and not copied yet may have to wait for an
 /// extent of the lower layer; one to a block that is copied finds its place there.
 const ANNOUNCED: u64 = 16 << 20;
-/// Bytes copied at once; a write to the same block waits that long at most.
-const PIECE: u64 = 256 << 10;
-/// Bytes after which the device is told to begin.
-const WRITEBACK: u64 = 4 << 20;
-/// Runs up to this length on average are cheaper to read with what is between them.
-const SMALL: u64 = 4096;
-/// Data is looked through for holes from this size on.
-const LOOK_FOR_HOLES: u64 = 64 << 10;
 
 pub(super) struct Mover<'a> {
     pub(super) disk: &'a Disk,
@@ -57,14 +44,15 @@ pub(super) struct Mover<'a> {
     pub(super) below: Vec<Arc<Layer>>,
     /// If the upper layer is the top.
     pub(super) routing: Option<Arc<Routing>>,
-    pub(super) pace: Pace,
-    pub(super) buf: Vec<u8>,
-    pub(super) moved: u64,
-    pub(super) since_writeback: u64,
+    /// Nobody uses the disk: all processors copy, and all of a batch is announced at once.
+    pub(super) alone: bool,
+    pub(super) pace: Mutex<Pace>,
+    pub(super) moved: AtomicU64,
+    pub(super) since_writeback: AtomicU64,
     /// Wakes the thread that tells the device to begin.
     pub(super) writeback: Option<SyncSender<()>>,
     /// Bytes of `moved` that occupied space.
-    pub(super) data_moved: u64,
+    pub(super) data_moved: AtomicU64,
     /// Places of moved blocks that still occupy space, and that nobody reads.
     pub(super) owed: Vec<FileSpan>,
 }
@@ -76,15 +64,6 @@ impl Drop for EndsWriteback<'_, '_> {
     fn drop(&mut self) {
         self.0.writeback = None;
     }
-}
-
-/// A part of a piece that the upper layer holds.
-#[derive(Clone, Copy, Debug)]
-struct Run {
-    /// Offset in the piece.
-    at: u64,
-    len: u64,
-    zero: bool,
 }
 
 impl Mover<'_> {
@@ -161,13 +140,16 @@ impl Mover<'_> {
     }
 
     fn batch(&mut self, batch: &[u32]) -> Result<(), MergeError> {
-        let announced = as_usize(ANNOUNCED / u64::from(self.upper.block_size().max(512))).max(1);
-        for blocks in batch.chunks(announced) {
+        let announced = match self.alone {
+            true => batch.len(),
+            false => as_usize(ANNOUNCED / u64::from(self.upper.block_size().max(512))),
+        };
+        for blocks in batch.chunks(announced.max(1)) {
             if let Some(routing) = &self.routing {
                 routing.copy(blocks);
                 self.wait_for_leavers()?;
             }
-            blocks.iter().try_for_each(|block| self.copy_block(*block))?;
+            self.copy_blocks(blocks)?;
         }
         let mut batch = batch.to_vec();
         if let Some(routing) = &self.routing {
@@ -208,110 +190,6 @@ impl Mover<'_> {
         })
     }
 
-    fn copy_block(&mut self, block: u32) -> Result<(), MergeError> {
-        let size = u64::from(self.upper.block_size());
-        let start = u64::from(block) * size;
-        let end = (start + size).min(self.upper.size);
-        let mut at = start;
-        while at < end {
-            let len = PIECE.min(end - at);
-            self.copy_piece(block, at, len)?;
-            at += len;
-        }
-        Ok(())
-    }
-
-    /// Copies what the upper layer holds of a range in one block.
-    fn copy_piece(&mut self, block: u32, at: u64, len: u64) -> Result<(), MergeError> {
-        // Read before writers are kept out; if one came, again.
-        let version = self.routing.as_ref().map(|routing| routing.version(block));
-        let mut runs = self.read(at, len)?;
-        if runs.is_empty() {
-            return Ok(());
-        }
-        let bytes: u64 = runs.iter().map(|run| run.len).sum();
-        let (disk, control) = (self.disk, self.control);
-        self.pace.wait(control, bytes, &|| control.is_cancelled() || disk.merging.closing());
-        if self.stopped() {
-            return Err(self.why_stopped());
-        }
-        let routing = self.routing.clone();
-        let alone = routing.as_ref().map(|routing| routing.lock(block));
-        if let Some(routing) = &routing {
-            if !routing.is_copying(block) {
-                return Ok(());
-            }
-            if version != Some(routing.version(block)) {
-                runs = self.read(at, len)?;
-            }
-        }
-        for run in &runs {
-            self.write(at, *run).map_err(|error| self.lower_failed(error))?;
-        }
-        drop(alone);
-        self.moved += bytes;
-        self.data_moved += runs.iter().filter(|run| !run.zero).map(|run| run.len).sum::<u64>();
-        self.control.moved(bytes);
-        self.since_writeback += bytes;
-        if self.since_writeback >= WRITEBACK {
-            self.since_writeback = 0;
-            if let Some(writeback) = &self.writeback {
-                let _is_at_it_already = writeback.try_send(());
-            }
-        }
-        self.control.step(MergeStep::Copied);
-        Ok(())
-    }
-
-    /// Reads what the upper layer holds of a range into the buffer, at its place in the range.
-    fn read(&mut self, at: u64, len: u64) -> Result<Vec<Run>, MergeError> {
-        let upper = Arc::clone(&self.upper);
-        let failed = |error: io::Error| self.failed(&upper, "read", error);
-        let mut extents: Vec<ReadExtent> = Vec::new();
-        upper.resolve(at, len, &mut extents).map_err(|error| failed(error.into()))?;
-        let mut runs = Vec::new();
-        let mut places = Vec::new();
-        let mut within = 0;
-        for extent in extents {
-            match extent.source {
-                Source::Data { file_offset } => {
-                    find_runs(&upper, within, file_offset, extent.len, &mut runs).map_err(failed)?;
-                    places.push((within, extent.len, file_offset));
-                }
-                // What a VHDX has as zeros hides what the parent has.
-                Source::Zero => runs.push(Run { at: within, len: extent.len, zero: true }),
-                Source::Parent => {}
-            }
-            within += extent.len;
-        }
-        self.buf.resize(as_usize(len), 0);
-        // Blocks lie in the file as on the disk, so that one read gets many runs and what is between them.
-        if let (Some(first), Some(last)) = (places.first(), places.last()) {
-            let span = last.0 + last.1 - first.0;
-            let held: u64 = places.iter().map(|place| place.1).sum();
-            let one_run = last.2.checked_sub(first.2) == Some(last.0 - first.0);
-            let small = held / places.len() as u64 <= SMALL;
-            if one_run && (held >= span / 2 || (small && held >= span / 8)) {
-                places = vec![(first.0, span, first.2)];
-            }
-        }
-        for (within, len, file_offset) in places {
-            let part = self.buf.get_mut(as_usize(within)..as_usize(within + len)).unwrap_or_default();
-            let read = upper.read_data(part, file_offset, true);
-            read.map_err(|error| self.failed(&upper, "read", error))?;
-        }
-        Ok(runs)
-    }
-
-    fn write(&self, at: u64, run: Run) -> io::Result<()> {
-        if run.zero {
-            let mode = ZeroMode { may_unmap: true, fast_only: false };
-            return zero_layers(&self.below, at + run.at, run.len, mode);
-        }
-        let data = self.buf.get(as_usize(run.at)..as_usize(run.at + run.len)).unwrap_or_default();
-        write_layers(&self.below, at + run.at, data)
-    }
-
     pub(super) fn wait_for_leavers(&self) -> Result<(), MergeError> {
         match self.disk.chain.wait_for_leavers(&|| self.stopped()) {
             true => Ok(()),
@@ -319,11 +197,11 @@ impl Mover<'_> {
         }
     }
 
-    fn stopped(&self) -> bool {
+    pub(super) fn stopped(&self) -> bool {
         self.control.is_cancelled() || self.disk.merging.closing()
     }
 
-    fn why_stopped(&self) -> MergeError {
+    pub(super) fn why_stopped(&self) -> MergeError {
         let upper = self.upper.path.clone();
         match self.disk.merging.closing() {
             true => MergeError::Closed { upper },
@@ -358,20 +236,6 @@ impl Mover<'_> {
         let left = self.upper.image().map_or(0, |image| image.held_blocks().len()) as u64 * size;
         MergeError::NoSpace { upper, lower, left, source }
     }
-}
-
-/// Splits data into what was written and what is a hole of the file.
-fn find_runs(layer: &Layer, at: u64, file_offset: u64, len: u64, runs: &mut Vec<Run>) -> io::Result<()> {
-    if len < LOOK_FOR_HOLES {
-        runs.push(Run { at, len, zero: false });
-        return Ok(());
-    }
-    let mut done = 0;
-    data_runs(layer, file_offset, len, &mut |len, data| {
-        runs.push(Run { at: at + done, len, zero: !data });
-        done += len;
-        Ok(())
-    })
 }
 
 pub(super) fn as_usize(value: u64) -> usize {

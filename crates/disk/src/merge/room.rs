@@ -6,7 +6,10 @@ use super::{
 };
 use crate::{fs::folder_of, image::ImageInfo};
 use backstay_vhd::{FileSpan, ReadExtent, Source, format::footer::CREATOR};
-use std::io::{self, ErrorKind};
+use std::{
+    io::{self, ErrorKind},
+    sync::atomic::Ordering::Relaxed,
+};
 
 /// Most bytes between two neighbours in a file of ours, whose data is aligned to pages; other programs may keep something there.
 const PADDING: u64 = 4096 - 512;
@@ -82,7 +85,8 @@ impl Mover<'_> {
         let fs = &self.disk.fs;
         let room = self.lower().map(|lower| fs.free_space(folder_of(&lower.path)));
         let held = fs.metadata(&self.upper.path).map(|meta| meta.allocated);
-        let occupied_for_nothing = self.data_moved.saturating_sub(self.control.progress().bytes_freed);
+        let occupied_for_nothing =
+            self.data_moved.load(Relaxed).saturating_sub(self.control.progress().bytes_freed);
         match (room, held) {
             (Ok(Ok(room)), Ok(held)) => {
                 let left = held.saturating_sub(occupied_for_nothing).saturating_mul(times);

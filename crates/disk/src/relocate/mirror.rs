@@ -1,6 +1,9 @@
 //! A file whose every change is made to a second one too.
 
-use crate::fs::{DiskFile, FileId, LockKind};
+use crate::{
+    fs::{DiskFile, FileId, LockKind, Shared},
+    share::CopyError,
+};
 use backstay_vhd::Storage;
 use std::{
     io,
@@ -40,15 +43,43 @@ impl Mirror {
         self.broken.lock().unwrap_or_else(PoisonError::into_inner).is_some()
     }
 
-    /// Copies a range. Changes of the file wait meanwhile, so it should be short.
-    pub(super) fn copy(&self, offset: u64, buf: &mut [u8]) -> Result<(), CopyError> {
+    /// Whether the new file can share the old one's space, as far as is known by now.
+    pub(super) fn may_share(&self) -> bool {
+        self.new.may_share(self.old.as_ref())
+    }
+
+    /// Brings a range into the new file, shared or copied. Changes of the file wait meanwhile, so it should be short.
+    /// Returns how many bytes of it are done: all that there are, or as many as the buffer holds.
+    pub(super) fn copy(&self, offset: u64, len: u64, buf: &mut [u8]) -> Result<u64, CopyError> {
         let _alone = self.turn.write().unwrap_or_else(PoisonError::into_inner);
         // It may have become shorter.
-        let len = self.old.len().map_err(CopyError::Read)?;
-        let there = usize::try_from(len.saturating_sub(offset)).unwrap_or(usize::MAX).min(buf.len());
-        let buf = &mut buf[..there];
-        self.old.read_at(buf, offset).map_err(CopyError::Read)?;
-        self.new.write_at(buf, offset).map_err(CopyError::Write)
+        let there = self.old.len().map_err(CopyError::Read)?.saturating_sub(offset).min(len);
+        let shared = self.new.share_range(self.old.as_ref(), offset, offset, there);
+        let (start, part) = match shared.map_err(CopyError::Write)? {
+            Shared::Nothing => {
+                let done = there.min(buf.len() as u64);
+                self.copy_bytes(offset, done, buf)?;
+                return Ok(if done < there { done } else { len });
+            }
+            Shared::Space { start, len } | Shared::Copied { start, len } => (start, len),
+        };
+        // Less than what a file system shares at least.
+        self.copy_bytes(offset, start, buf)?;
+        self.copy_bytes(offset + start + part, there - start - part, buf)?;
+        Ok(len)
+    }
+
+    fn copy_bytes(&self, offset: u64, len: u64, buf: &mut [u8]) -> Result<(), CopyError> {
+        let end = offset + len;
+        let mut at = offset;
+        while at < end {
+            let step = usize::try_from(end - at).unwrap_or(usize::MAX).min(buf.len());
+            let part = buf.get_mut(..step).unwrap_or_default();
+            self.old.read_at(part, at).map_err(CopyError::Read)?;
+            self.new.write_at(part, at).map_err(CopyError::Write)?;
+            at += step as u64;
+        }
+        Ok(())
     }
 
     /// Gives the new file the length of the old one.
@@ -68,12 +99,6 @@ impl Mirror {
         }
         Ok(())
     }
-}
-
-/// Which side of a copy failed.
-pub(super) enum CopyError {
-    Read(io::Error),
-    Write(io::Error),
 }
 
 impl Storage for Mirror {

@@ -17,9 +17,10 @@ use crate::{
     fs::{DiskFile, FileKind, folder_of},
     layer::Layer,
     seams::GatedFile,
+    share::{CopyError, Possible, try_sharing},
     temp::TempFile,
 };
-use mirror::{CopyError, Mirror};
+use mirror::Mirror;
 use std::{
     io,
     path::{Path, PathBuf},
@@ -32,6 +33,8 @@ use std::{
 
 /// What is copied at once, in bytes: writes of the guest wait that long.
 const PIECE: usize = 256 << 10;
+/// What is shared at once, in bytes: what the guest wrote to it last is written out for that.
+const SHARED_PIECE: u64 = 1 << 20;
 
 /// Why a disk was not moved. It goes on in its old file, unless the text says otherwise, and nothing is left of the new one.
 #[derive(Debug, thiserror::Error)]
@@ -184,10 +187,10 @@ impl Disk {
             });
         };
         let top = self.chain.enter().top().cloned().ok_or_else(|| RelocateError::Closed { path: path() })?;
-        let whole = self.room_for(&top, to)?;
         let create = |source| RelocateError::Create { path: to.to_owned(), source };
         let temp = TempFile::create(&self.fs, to).map_err(create)?;
-        if whole {
+        let possible = try_sharing(temp.file().as_ref(), top.file.as_ref()).map_err(create)?;
+        if self.room_for(&top, to, possible)? {
             self.reserve(&top, temp.file().as_ref(), to, control)?;
         }
         let mirror = Arc::new(Mirror::new(Arc::clone(&top.file), Arc::clone(temp.file())));
@@ -205,7 +208,7 @@ impl Disk {
     }
 
     /// Whether the file has space for each of its bytes, as a fixed disk has, and the new one should.
-    fn room_for(&self, top: &Layer, to: &Path) -> Result<bool, RelocateError> {
+    fn room_for(&self, top: &Layer, to: &Path, possible: Possible) -> Result<bool, RelocateError> {
         let read = |source| RelocateError::Read { path: top.path.clone(), source };
         let meta = self.fs.metadata(&top.path).map_err(read)?;
         if meta.kind == FileKind::BlockDevice {
@@ -213,9 +216,11 @@ impl Disk {
         }
         let create = |source| RelocateError::Create { path: to.to_owned(), source };
         let (needed, free) = (meta.allocated, self.fs.free_space(folder_of(to)).map_err(create)?);
-        match needed > free {
+        let whole = top.is_flat() && meta.allocated >= meta.len;
+        // What is shared takes no room, unless all of it is reserved first.
+        match needed > free && (whole || possible != Possible::Sharing) {
             true => Err(RelocateError::NoSpace { path: to.to_owned(), needed, free }),
-            false => Ok(top.is_flat() && meta.allocated >= meta.len),
+            false => Ok(whole),
         }
     }
 
@@ -302,9 +307,8 @@ impl Disk {
                 if control.cancelled.load(Relaxed) {
                     return Err(RelocateError::Cancelled { path: from.to_owned() });
                 }
-                let len = usize::try_from(end - at).unwrap_or(PIECE).min(PIECE);
-                mirror.copy(at, &mut buf[..len]).map_err(failed)?;
-                at += len as u64;
+                let most = if mirror.may_share() { SHARED_PIECE } else { PIECE as u64 };
+                at += mirror.copy(at, most.min(end - at), &mut buf).map_err(failed)?;
                 control.done.store(at, Relaxed);
             }
         }

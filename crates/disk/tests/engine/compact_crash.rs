@@ -1,7 +1,7 @@
 //! Compactions that are killed, cut off and done again, while a guest writes, flushes, zeros and trims.
 
 use crate::{
-    crash::{Machine, Model, check_found, first_failure, form_of, layer, options, run_all, shared},
+    crash::{Machine, Model, check_found, first_failure, form_of, layer, options, run_all, shared, shares},
     merge_crash::guest,
     simfs::SimFs,
     support::{Form, block_size, report},
@@ -145,6 +145,9 @@ fn goes_on(machine: &Machine, fs: &Arc<SimFs>, model: &Model, seed: u64) -> Resu
 fn crash(seed: u64, fate: Fate) -> Result<(), String> {
     let mut rng = Rng::new(seed);
     let machine = Arc::new(Mutex::new(machine(&mut rng, form_of(seed))));
+    if shares(seed) {
+        machine.lock().unwrap().fs.power().share();
+    }
     if matches!(fate, Fate::Power | Fate::Kill) {
         let operations = if rng.one_in(3) { 30 } else { 150 };
         machine.lock().unwrap().fs.power().die_after_operations(rng.below(operations));

@@ -72,6 +72,11 @@ pub fn form_of(seed: u64) -> Form {
     if seed.is_multiple_of(2) { Form::Vhd } else { Form::Vhdx }
 }
 
+/// Every other seed of both formats is about a file system whose files can share pages.
+pub fn shares(seed: u64) -> bool {
+    (seed / 2).is_multiple_of(2)
+}
+
 /// The file of a layer; 0 is the first disk.
 pub fn layer(form: Form, number: u128) -> PathBuf {
     let name = number.to_string();
@@ -465,6 +470,9 @@ fn convert_and_crash(seed: u64, arm: impl Fn(&SimFs, &mut Rng)) -> Result<(), St
     let machine = Machine::new(&mut rng, form_of(seed), depth, false);
     machine.disk.close().map_err(|error| report(&error))?;
     let fs = &machine.fs;
+    if shares(seed) {
+        fs.power().share();
+    }
     arm(fs, &mut rng);
     let other = if rng.one_in(2) { "/d/new.vhd" } else { "/d/new.vhdx" };
     let (to, target) = match rng.below(3) {

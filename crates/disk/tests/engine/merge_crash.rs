@@ -3,6 +3,7 @@
 use crate::{
     crash::{
         Machine, Model, SECTORS, check_found, first_failure, form_of, layer, make, options, run_all, shared,
+        shares,
     },
     simfs::SimFs,
     support::{Form, block_size, report},
@@ -250,6 +251,9 @@ fn goes_on(world: &World, fs: &Arc<SimFs>, model: &Model, merged: bool, rng: &mu
 fn crash(seed: u64, fate: Fate) -> Result<(), String> {
     let mut rng = Rng::new(seed);
     let world = World::new(&mut rng, form_of(seed));
+    if shares(seed) {
+        world.fs.power().share();
+    }
     match fate {
         Fate::Power | Fate::Kill | Fate::KillThenPower => {
             let last = if rng.one_in(3) { 40 } else { 400 };

@@ -1,7 +1,9 @@
 //! A file system that loses what a real one can lose: content by [`SimStorage`]; creations, renames and removals each on
 //! their own until the folder is synced; everything below `/run` with the power.
 
-use backstay_disk::fs::{DiskFile, FileId, FileKind, FileMeta, FileSystem, Holder, LockKind, OpenMode};
+use backstay_disk::fs::{
+    DiskFile, FileId, FileKind, FileMeta, FileSystem, Holder, LockKind, OpenMode, Shared,
+};
 use backstay_vhd::{
     Storage,
     testing::{Rng, SimStorage},
@@ -48,6 +50,8 @@ struct PowerState {
     memory_writes: u64,
     memory_full_at: Option<u64>,
     room: Option<u64>,
+    shares: bool,
+    shared_bytes: u64,
 }
 
 impl Power {
@@ -55,6 +59,16 @@ impl Power {
     pub fn die_after_operations(&self, count: u64) {
         let mut state = self.state.lock().unwrap();
         state.dies_at_operation = Some(state.operations + count);
+    }
+
+    /// From now on files can share whole pages.
+    pub fn share(&self) {
+        self.state.lock().unwrap().shares = true;
+    }
+
+    /// Bytes that were shared so far.
+    pub fn shared_bytes(&self) -> u64 {
+        self.state.lock().unwrap().shared_bytes
     }
 
     /// So many bytes are free from now on, whatever is written.
@@ -395,5 +409,47 @@ impl DiskFile for SimFile {
 
     fn punches(&self) -> bool {
         true
+    }
+
+    fn may_share(&self, from: &dyn DiskFile) -> bool {
+        self.power.state.lock().unwrap().shares && from.id().dev == 1
+    }
+
+    /// Until the next flush each sector of the range may be what it was, a hole, or what it is to be, as after a write. What
+    /// the other file got since its last flush counts, and need not be durable there.
+    fn share_range(
+        &self,
+        from: &dyn DiskFile,
+        from_offset: u64,
+        to_offset: u64,
+        len: u64,
+    ) -> io::Result<Shared> {
+        const PAGE: u64 = 4096;
+        if !self.may_share(from) || from_offset % PAGE != to_offset % PAGE {
+            return Ok(Shared::Nothing);
+        }
+        let first = from_offset.next_multiple_of(PAGE);
+        let end = (from_offset + len).min(from.len()?) / PAGE * PAGE;
+        if first >= end {
+            return Ok(Shared::Nothing);
+        }
+        let (start, len) = (first - from_offset, end - first);
+        let to = |at: u64| to_offset + start + (at - first);
+        self.power.operation()?;
+        if self.storage.len()? < to(end) {
+            self.storage.set_len(to(end))?;
+        }
+        self.storage.zero_range(to(first), len)?;
+        let mut at = first;
+        while let Some(data) = from.next_data(at)?.filter(|data| *data < end) {
+            let hole = from.next_hole(data)?.min(end);
+            let mut bytes = vec![0; usize::try_from(hole - data).unwrap()];
+            from.read_at(&mut bytes, data)?;
+            self.power.operation()?;
+            self.storage.write_at(&bytes, to(data))?;
+            at = hole;
+        }
+        self.power.state.lock().unwrap().shared_bytes += len;
+        Ok(Shared::Space { start, len })
     }
 }

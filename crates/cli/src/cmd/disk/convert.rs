@@ -11,7 +11,7 @@ use anyhow::Context as _;
 use backstay_disk::fs::HostFs;
 use backstay_disk::{
     BadRange, ConvertError, ConvertReport, ConvertRequest, ConvertTo, DEFAULT_BLOCK_SIZE, DiskFormat,
-    DiskOptions, ForeignFormat, ForeignSource, convert, plan_convert, source_files,
+    DiskOptions, ForeignFormat, ForeignSource, Reflink, convert, plan_convert, source_files,
 };
 use backstay_model::ByteSize;
 use clap::{Args, ValueEnum, ValueHint};
@@ -26,6 +26,9 @@ use std::time::Instant;
                   whole and durable; Ctrl-C leaves nothing behind. A file that exists is never overwritten.\n\n\
                   qcow2, VMDK and VDI files are read by QEMU (package 'qemu-utils'), as they come from elsewhere under limits \
                   and only together with files of their own folder.\n\n\
+                  Where source and new file lie on one file system that can share the space of files (XFS, Btrfs), data is not \
+                  copied but shared until either is written to. A fixed disk gets space of its own unless --reflink=always is \
+                  given.\n\n\
                   Sectors that a medium does not give back end the conversion with the place of the first one; with \
                   --skip-bad they become zeros, each range is printed, and the exit code is 7.",
     after_long_help = "Examples:\n  backstay disk convert web.vhd web.vhdx\n  backstay disk convert debian.qcow2 debian.vhdx\n  \
@@ -58,12 +61,36 @@ pub struct ConvertArgs {
     /// Go on where sectors cannot be read: they become zeros, every range is printed, and the exit code is 7
     #[arg(long)]
     skip_bad: bool,
+    /// Whether data is shared with the source instead of copied: where that is possible, or fail, or not at all
+    #[arg(long, value_enum, value_name = "WHEN", default_value = "auto")]
+    reflink: ReflinkWhen,
     /// Also read files outside of its folder that a qcow2 or VMDK names as its parent or parts; only for sources you trust
     #[arg(long)]
     outside: bool,
     /// Print what would be done, and do nothing
     #[arg(long)]
     dry_run: bool,
+}
+
+/// When data is shared.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ReflinkWhen {
+    /// Where the file system can; not for a fixed disk, and not with --skip-bad, which has to read everything
+    Auto,
+    /// Or fail; what does not lie in whole blocks of the file system is copied all the same
+    Always,
+    /// Copy everything
+    Never,
+}
+
+impl From<ReflinkWhen> for Reflink {
+    fn from(when: ReflinkWhen) -> Self {
+        match when {
+            ReflinkWhen::Auto => Self::Auto,
+            ReflinkWhen::Always => Self::Always,
+            ReflinkWhen::Never => Self::Never,
+        }
+    }
 }
 
 /// Formats of sources.
@@ -112,6 +139,11 @@ fn wanted(args: &ConvertArgs, format: DiskFormat) -> anyhow::Result<ConvertTo> {
 
 /// Runs it.
 pub fn run(context: &Context, args: &ConvertArgs) -> anyhow::Result<()> {
+    if args.skip_bad && args.reflink == ReflinkWhen::Always {
+        return Err(Fail::usage(
+            "--skip-bad reads everything, and what is shared is not read: leave one of them out",
+        ));
+    }
     let format = format_of(args.format, &args.target)?;
     let to = wanted(args, format)?;
     let mut request = ConvertRequest::new(args.source.clone(), args.target.clone(), to);
@@ -121,6 +153,7 @@ pub fn run(context: &Context, args: &ConvertArgs) -> anyhow::Result<()> {
     request.format = Some(format);
     request.azure = args.azure;
     request.skip_bad = args.skip_bad;
+    request.reflink = args.reflink.into();
     if args.dry_run {
         return plan(&request);
     }
@@ -143,8 +176,12 @@ pub fn run(context: &Context, args: &ConvertArgs) -> anyhow::Result<()> {
         context.warn(warning.to_string());
     }
     let took = u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX);
+    let shared = match report.shared {
+        0 => String::new(),
+        bytes => format!("{} of data shared with {}, ", output::size(bytes), args.source.display()),
+    };
     context.note(format!(
-        "{} is made: a disk of {}, {} of data copied in {}",
+        "{} is made: a disk of {}, {shared}{} of data copied in {}",
         args.target.display(),
         output::size(report.size),
         output::size(report.copied),
@@ -207,5 +244,13 @@ fn plan(request: &ConvertRequest) -> anyhow::Result<()> {
             format!("dynamic {name} with blocks of {}", output::size(u64::from(block_size)))
         }
     };
-    output::print(&format!("{target}, a {form}\n{}{plan}", files.concat()))
+    let shares = match (request.reflink, request.to) {
+        (Reflink::Never, _) | (Reflink::Auto, ConvertTo::Fixed) => "",
+        (Reflink::Auto, _) if request.skip_bad || request.foreign.is_some() => "",
+        (Reflink::Auto, _) => {
+            "  where the file system can share data between files, nothing is copied of it\n"
+        }
+        (Reflink::Always, _) => "  share its data between the files, or fail\n",
+    };
+    output::print(&format!("{target}, a {form}\n{}{plan}{shares}", files.concat()))
 }
