@@ -1,8 +1,9 @@
 //! The Linux guest: a shell on the serial console.
 
-use crate::Console;
+use crate::{Console, PATIENCE};
 use std::path::Path;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
 
 const PROMPT: &str = "demo# ";
 static COMMANDS: AtomicU32 = AtomicU32::new(1);
@@ -11,6 +12,7 @@ static COMMANDS: AtomicU32 = AtomicU32::new(1);
 #[derive(Debug)]
 pub struct Linux {
     console: Console,
+    patience: Duration,
 }
 
 impl Linux {
@@ -20,9 +22,18 @@ impl Linux {
     /// When it does not boot.
     #[must_use]
     pub fn booting(socket: &Path) -> Self {
+        Self::booting_within(socket, PATIENCE)
+    }
+
+    /// As [`Linux::booting`], of a guest that takes longer, for this and for whatever it is asked.
+    ///
+    /// # Panics
+    /// When it does not boot.
+    #[must_use]
+    pub fn booting_within(socket: &Path, patience: Duration) -> Self {
         let mut console = Console::connect(socket).expect("the serial console");
-        console.until(PROMPT).expect("a booting Linux guest");
-        Self { console }
+        console.until_within(PROMPT, patience).expect("a booting Linux guest");
+        Self { console, patience }
     }
 
     /// Connects to a guest whose shell is waiting already.
@@ -31,7 +42,7 @@ impl Linux {
     /// When it cannot be reached.
     #[must_use]
     pub fn attach(socket: &Path) -> Self {
-        Self { console: Console::connect(socket).expect("the serial console") }
+        Self { console: Console::connect(socket).expect("the serial console"), patience: PATIENCE }
     }
 
     /// Runs a command line and returns what it prints, without the terminal's echo.
@@ -44,8 +55,9 @@ impl Linux {
         // The echo of this line holds the marks with their quotes, the output without.
         let line = format!("echo 'BEGIN'-{tag}; {command}; echo 'END'-{tag}-$?\n");
         self.console.send(&line).expect("the console");
-        self.console.until(&format!("BEGIN-{tag}\r\n")).expect("the command's begin");
-        let output = self.console.until(&format!("END-{tag}-")).expect("the command's end");
+        let (begin, end) = (format!("BEGIN-{tag}\r\n"), format!("END-{tag}-"));
+        self.console.until_within(&begin, self.patience).expect("the command's begin");
+        let output = self.console.until_within(&end, self.patience).expect("the command's end");
         let code = self.console.until("\r\n").expect("the exit code");
         assert_eq!(code.trim(), "0", "in the guest, `{command}` failed: {output}");
         let output = output.strip_suffix(&format!("END-{tag}-")).unwrap_or(&output);

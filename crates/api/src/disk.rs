@@ -170,6 +170,38 @@ pub struct DiskResized {
     pub unseen: Option<String>,
 }
 
+/// A disk whose file is to become smaller while the machine that uses it is on.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct DiskCompact {
+    /// Absolute path of the file that the machine writes to.
+    #[schema(value_type = String)]
+    pub path: PathBuf,
+    /// Most bytes moved per second; none: as fast as it goes.
+    #[serde(default)]
+    pub rate: Option<u64>,
+}
+
+/// What became of it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct DiskCompacted {
+    /// The file.
+    #[schema(value_type = String)]
+    pub path: PathBuf,
+    /// Blocks that held nothing and lost their places.
+    pub dropped_blocks: u64,
+    /// Blocks that moved to the front.
+    pub moved_blocks: u64,
+    /// Bytes copied for that.
+    pub bytes_moved: u64,
+    /// Length of the file in bytes before; what was done before an interruption counts as before.
+    pub old_len: u64,
+    /// Length of the file in bytes now.
+    pub new_len: u64,
+    /// Bytes that the volume got back.
+    pub freed: u64,
+}
+
 /// Which part of a disk's map.
 #[derive(Clone, Debug, Serialize, Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]

@@ -28,8 +28,9 @@ pub use client::{
 };
 pub use clone::{VmClone, VmTemplate};
 pub use disk::{
-    DiskCheck, DiskFile, DiskFinding, DiskHolder, DiskLayer, DiskLimit, DiskLimitChange, DiskList, DiskMap,
-    DiskMapQuery, DiskQuery, DiskRange, DiskResize, DiskResized, DiskStats, VmDisk,
+    DiskCheck, DiskCompact, DiskCompacted, DiskFile, DiskFinding, DiskHolder, DiskLayer, DiskLimit,
+    DiskLimitChange, DiskList, DiskMap, DiskMapQuery, DiskQuery, DiskRange, DiskResize, DiskResized,
+    DiskStats, VmDisk,
 };
 pub use event::{Change, Event, EventList, EventQuery, ObjectKind, ObjectRef, Severity};
 pub use host::{HostCapacity, HostInfo, HostPromise, HostStopGuests, LogLevel};

@@ -83,6 +83,17 @@ pub struct Task {
     pub revision: u64,
 }
 
+impl Task {
+    /// Begins the message of a task that can do nothing until something changes; the reason follows.
+    pub const WAITING: &str = "waiting: ";
+
+    /// Why it can do nothing now.
+    #[must_use]
+    pub fn waits_for(&self) -> Option<&str> {
+        if self.state.is_final() { None } else { self.message.strip_prefix(Self::WAITING) }
+    }
+}
+
 /// Tasks, newest first.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct TaskList {

@@ -6,8 +6,12 @@ use crate::output::{self, Column, Format};
 use crate::progress::Progress;
 use backstay_api::{CallOptions, Client, Outcome, Plan, PlanStep, Problem, ProblemCode, Task, TaskState};
 use clap::Args;
-use std::time::Duration;
+use std::cell::RefCell;
+use std::time::{Duration, Instant};
 use uuid::Uuid;
+
+/// How often it is looked whether a task can go on.
+const LOOK: Duration = Duration::from_millis(200);
 
 /// Options of every command that changes something through the daemon.
 #[derive(Debug, Default, Args)]
@@ -91,9 +95,45 @@ pub async fn wait(
     task: Task,
     timeout: Option<Duration>,
 ) -> anyhow::Result<Task> {
+    match wait_while_working(context, client, task, timeout, Duration::MAX).await? {
+        Waited::Ended(task) => Ok(*task),
+        Waited::Stuck(reason) => Err(Fail::degraded(reason)),
+    }
+}
+
+/// How a wait ended.
+pub enum Waited {
+    /// With the task.
+    Ended(Box<Task>),
+    /// It goes on, and can do nothing until something changes: why.
+    Stuck(String),
+}
+
+/// As [`wait`], but no longer than `patience` while the task can do nothing.
+pub async fn wait_while_working(
+    context: &Context,
+    client: &Client,
+    task: Task,
+    timeout: Option<Duration>,
+    patience: Duration,
+) -> anyhow::Result<Waited> {
     let progress = Progress::percent(context);
     let id = task.id;
-    let on_change = |task: &Task| progress.set(u64::from(task.progress), &task.message);
+    let stuck: RefCell<Option<(Instant, String)>> = RefCell::default();
+    let on_change = |task: &Task| {
+        progress.set(u64::from(task.progress), &task.message);
+        let since = stuck.borrow().as_ref().map_or_else(Instant::now, |(since, _)| *since);
+        stuck.replace(task.waits_for().map(|reason| (since, reason.to_owned())));
+    };
+    let is_stuck = async {
+        loop {
+            tokio::time::sleep(LOOK).await;
+            match &*stuck.borrow() {
+                Some((since, reason)) if since.elapsed() > patience => return reason.clone(),
+                _ => {}
+            }
+        }
+    };
     let waiting = client.wait_task(task, on_change);
     let limit = async {
         match timeout {
@@ -103,6 +143,7 @@ pub async fn wait(
     };
     let task = tokio::select! {
         ended = waiting => ended?,
+        reason = is_stuck => return Ok(Waited::Stuck(reason)),
         () = limit => {
             return Err(Fail::timed_out(format!(
                 "task {id} is still running: `backstay task wait {id}` goes on waiting, `backstay task cancel {id}` cancels it"
@@ -128,7 +169,7 @@ pub async fn wait(
             }
             Err(task.error.clone().unwrap_or_else(fallback).into())
         }
-        _ => Ok(task),
+        _ => Ok(Waited::Ended(Box::new(task))),
     }
 }
 

@@ -4,11 +4,13 @@ use crate::failure::Failure;
 use backstay_api::{DiskLayer, DiskType, ProblemCode};
 use backstay_disk::{
     ConvertError, ConvertRequest, ConvertTo, CreateError, DEFAULT_BLOCK_SIZE, Disk, DiskFormat, DiskOptions,
-    Identity, Kinship, LayerInfo, MergeError, NewDisk, OpenError, Progress, RelocateControl, RelocateError,
-    convert, create_disk, fs,
+    Identity, ImageInfo, Kinship, LayerInfo, MergeError, NewDisk, OpenError, Progress, RelocateControl,
+    RelocateError, convert, create_disk, fs,
 };
+use backstay_worker::control::FailureKind;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
+use uuid::Uuid;
 
 /// A chain as it was found.
 #[derive(Clone, Debug)]
@@ -80,6 +82,21 @@ pub fn kinship(path: &Path) -> Result<Option<Kinship>, Failure> {
         .map_err(|error| Failure::because(ProblemCode::Damaged, "a disk cannot be used", error))
 }
 
+/// What of a disk's file stays the same whatever is written to it: its id, if it has one, and its size in bytes.
+///
+/// # Errors
+/// As [`probe`].
+pub fn likeness(path: &Path) -> Result<(Option<Uuid>, u64), Failure> {
+    let disk = Disk::open(path, look_options()).map_err(open_failure)?;
+    let top = disk.chain().into_iter().next();
+    let _ = disk.close();
+    let id = top.as_ref().and_then(|top| top.image.as_ref()).map(|image| match image {
+        ImageInfo::Vhd(info) => info.unique_id,
+        ImageInfo::Vhdx(info) => info.disk_id,
+    });
+    Ok((id, top.map_or(0, |top| top.size)))
+}
+
 /// Whether a disk reads as the file of its chain that `is_it` knows: all files above that one are empty.
 ///
 /// # Errors
@@ -148,15 +165,20 @@ pub fn open_failure(error: OpenError) -> Failure {
 /// The problem of a merge that ended early.
 #[must_use]
 pub fn merge_failure(error: MergeError) -> Failure {
-    let code = match &error {
-        MergeError::NoSpace { .. } => ProblemCode::NoSpace,
-        MergeError::Busy { .. } => ProblemCode::InUse,
-        MergeError::Open { source, .. } if matches!(**source, OpenError::InUse { .. }) => ProblemCode::InUse,
-        MergeError::SizeDiffers { .. } | MergeError::SavedState { .. } => ProblemCode::Precondition,
-        MergeError::Open { .. } => ProblemCode::Damaged,
-        _ => ProblemCode::Unavailable,
-    };
+    let code = code_of(FailureKind::of_merge(&error));
     Failure::because(code, "a file of a deleted checkpoint was not merged", error)
+}
+
+/// The code of a failure that the disk engine told, here or in a worker.
+#[must_use]
+pub fn code_of(kind: FailureKind) -> ProblemCode {
+    match kind {
+        FailureKind::InUse => ProblemCode::InUse,
+        FailureKind::NoSpace => ProblemCode::NoSpace,
+        FailureKind::Damaged => ProblemCode::Damaged,
+        FailureKind::Refused => ProblemCode::Precondition,
+        FailureKind::Trouble => ProblemCode::Unavailable,
+    }
 }
 
 fn create_failure(error: CreateError) -> Failure {
@@ -197,7 +219,7 @@ pub fn settle(path: &Path) -> Result<(), Failure> {
     disk.close().map_err(|error| Failure::because(ProblemCode::Internal, "closing a disk failed", error))
 }
 
-/// Moves the top file of a disk that nobody uses.
+/// Moves the top file of a disk that nobody uses. Only one of the two files is left then.
 ///
 /// # Errors
 /// As opening it for writing; `no-space`, `unavailable`: it is where it was.
@@ -217,7 +239,11 @@ pub fn relocate(from: &Path, to: &Path, control: &RelocateControl) -> Result<(),
         };
         Failure::because(code, "a disk was not moved", error)
     })?;
-    closed.map_err(|error| Failure::because(ProblemCode::Internal, "closing a disk failed", error))
+    closed.map_err(|error| Failure::because(ProblemCode::Internal, "closing a disk failed", error))?;
+    if let Err(error) = crate::durable::remove(from) {
+        tracing::warn!(%error, path = %from.display(), "the old file of a disk that was moved stays for now");
+    }
+    Ok(())
 }
 
 /// The form of a copy of a disk: that of the first file of its chain.

@@ -6,7 +6,10 @@
 
 mod disk;
 
-pub use disk::{DiskCheck, DiskFinding, DiskLimit, DiskMap, DiskStatus, MapKind, MapRange, MoveOutcome};
+pub use disk::{
+    CompactOutcome, DiskCheck, DiskFinding, DiskLimit, DiskMap, DiskStatus, FailureKind, MapKind, MapRange,
+    MoveOutcome,
+};
 
 use crate::guard::GuardOptions;
 use crate::processors::{ProcessorOrder, ProcessorSettings};
@@ -138,6 +141,22 @@ pub enum Request {
         /// The new file.
         to: PathBuf,
     },
+    /// Make the top file of a disk as small as its content allows, while the guest runs. The reply comes when that has begun
+    /// ([`CompactOutcome::Running`]); [`Request::CompactStatus`] tells the end. Of one that goes on the rate is changed. A
+    /// checkpoint or save ends it.
+    CompactDisk {
+        /// Which disk.
+        slot: DriveSlot,
+        /// Bytes per second; none: as fast as it goes.
+        rate: Option<u64>,
+    },
+    /// How far the compaction of a disk is.
+    CompactStatus {
+        /// Which disk.
+        slot: DriveSlot,
+    },
+    /// End whatever compaction goes on soon; what is done stays done.
+    CancelCompact,
     /// Chain and statistics of the disks this worker holds.
     Disks,
     /// Which file of a disk's chain holds what.
@@ -238,6 +257,9 @@ pub enum MergeOutcome {
     Failed {
         /// What went wrong.
         message: String,
+        /// Whether trying again may help.
+        #[serde(default)]
+        kind: FailureKind,
     },
 }
 
@@ -322,6 +344,8 @@ pub enum Reply {
     },
     /// To [`Request::MoveDisk`] and [`Request::MoveStatus`].
     Move(MoveOutcome),
+    /// To [`Request::CompactDisk`] and [`Request::CompactStatus`].
+    Compact(CompactOutcome),
     /// To [`Request::DiskMap`].
     DiskMap(DiskMap),
     /// To [`Request::DiskCheck`].

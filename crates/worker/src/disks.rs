@@ -235,9 +235,8 @@ impl DiskSet {
     /// Drives whose sectors are not of 512 bytes: how many they have.
     #[must_use]
     pub fn large_sectors(&self) -> BTreeMap<DriveSlot, u32> {
-        let drives = self.drives();
-        let devices = drives.iter().filter(|drive| drive.kind == Kind::Device);
-        let sectors = devices.map(|drive| (drive.slot, drive.disk.sector_size()));
+        let drives = self.hard_disks();
+        let sectors = drives.iter().map(|drive| (drive.slot, drive.disk.sector_size()));
         sectors.filter(|(_, sector)| *sector != 512).collect()
     }
 
@@ -467,8 +466,11 @@ fn find_top(tops: &Tops, slot: DriveSlot, configured: &Path) -> Result<Top, Disk
     let top = tops.resolve(slot, configured, Path::try_exists).map_err(|source| {
         failed(OpenError::Io { path: configured.into(), action: "find the present top of", source })
     })?;
-    if let Some(below) = &top.unflushed {
-        let below = Disk::open(below, to_write()).map_err(failed)?;
+    // A disk that was moved has none any more, and is all there.
+    let gone = |error: &OpenError| matches!(error, OpenError::NotFound { .. });
+    let below = top.unflushed.as_ref().map(|below| Disk::open(below, to_write()));
+    if let Some(below) = below.filter(|opened| !opened.as_ref().is_err_and(gone)) {
+        let below = below.map_err(failed)?;
         below.close().map_err(|source| DisksError::Unflushed { slot, source })?;
     }
     Ok(top)

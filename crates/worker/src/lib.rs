@@ -19,6 +19,7 @@ pub mod events;
 pub mod guard;
 pub mod inspect;
 mod instance;
+mod kinds;
 mod lock;
 mod logs;
 mod opening;

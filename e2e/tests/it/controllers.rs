@@ -1,9 +1,11 @@
 //! Many disks in one machine: Hyper-V's largest has four on IDE and 64 on each of four SCSI controllers.
 
 use crate::FIRST;
-use backstay_e2e::{Host, Linux, Micro, linux_image, wait_for};
+use backstay_e2e::{Host, Linux, Micro, linux_image};
 use std::collections::BTreeMap;
 use std::fs;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
 /// What a process takes: descriptors, threads, KiB of memory.
 fn taken(pid: u64) -> (usize, usize, u64) {
@@ -86,10 +88,14 @@ fn soak_260_disks() {
     args.extend(drives.iter().flat_map(|drive| ["--new-disk", drive.as_str()]));
     host.ok(&args);
     host.ok(&["vm", "start", "demo"]);
-    let mut guest = Linux::booting(&host.console("demo"));
-    wait_for("the guest to see 260 disks", || {
-        (guest.run("ls /sys/block | grep -c ^sd") == "260").then_some(())
-    });
+    // It looks for disks on each of 256 places before and while it starts.
+    let patience = Duration::from_mins(15);
+    let mut guest = Linux::booting_within(&host.console("demo"), patience);
+    let limit = Instant::now() + patience;
+    while guest.run("ls /sys/block | grep -c ^sd") != "260" {
+        assert!(Instant::now() < limit, "the guest sees {}", guest.run("ls /sys/block | grep -c ^sd"));
+        sleep(Duration::from_secs(1));
+    }
     // Each disk gets its own serial number, which is where it is attached, as its first bytes.
     guest.run(
         "for d in /sys/block/sd*; do n=${d##*/}; s=$(tail -c +5 $d/device/vpd_pg80 2>/dev/null | tr -d '\\0 '); \

@@ -69,8 +69,8 @@ fn a_guest_writes_and_verifies_while_its_disk_moves_to_and_fro() {
     host.refused(3, &["vm", "move-disk", "m", "ide:1:1", folders[1].to_str().unwrap()]);
 }
 
-/// Whoever is killed, and whenever: one file is the disk, and it has everything.
-fn killed_in_the_middle(mut hit: impl FnMut(&mut Host)) {
+/// Whoever is killed, and whenever: one file is the disk, and it has everything. Where only a worker dies, the move goes on.
+fn killed_in_the_middle(goes_on: bool, mut hit: impl FnMut(&mut Host)) {
     let mut host = Host::start();
     let (mut guest, disk) = machine(&host);
     let folders = [host.folder().join("there"), disk.parent().unwrap().to_path_buf()];
@@ -82,7 +82,11 @@ fn killed_in_the_middle(mut hit: impl FnMut(&mut Host)) {
         let mut moving = host.command(&args).spawn().unwrap();
         thread::sleep(Duration::from_millis(20 * u64::from(round)));
         hit(&mut host);
-        moving.wait().unwrap();
+        let ended = moving.wait().unwrap();
+        if goes_on {
+            assert!(ended.success(), "round {round}");
+            assert_eq!(path_of(&host, "ide:0:0").parent(), Some(folder.as_path()), "round {round}");
+        }
         host.wait_state("m", "running");
         host.wait_idle();
         guest = Micro::attach(&host.console("m")).unwrap();
@@ -93,6 +97,9 @@ fn killed_in_the_middle(mut hit: impl FnMut(&mut Host)) {
         assert_eq!(host.vm("m")["drives"][0]["path"].as_str(), now.to_str());
         let both = folders.iter().filter(|folder| folder.join("m.vhd").exists()).count();
         assert_eq!(both, 1, "round {round}: one file");
+        let unfinished = |name: &String| name.starts_with(".backstay-");
+        let left = folders.iter().flat_map(|folder| names(folder)).filter(unfinished).count();
+        assert_eq!(left, 0, "round {round}: nothing is left of a copy");
     }
     host.ok(&["vm", "turn-off", "m"]);
     let file = path_of(&host, "ide:0:0");
@@ -101,7 +108,7 @@ fn killed_in_the_middle(mut hit: impl FnMut(&mut Host)) {
 
 #[test]
 fn a_worker_killed_while_a_disk_moves_leaves_one_disk() {
-    killed_in_the_middle(|host| {
+    killed_in_the_middle(true, |host| {
         let worker = host.pid("m", "worker_pid");
         kill(worker);
         wait_for("a new worker", || {
@@ -114,7 +121,7 @@ fn a_worker_killed_while_a_disk_moves_leaves_one_disk() {
 
 #[test]
 fn a_daemon_killed_while_a_disk_moves_leaves_one_disk() {
-    killed_in_the_middle(|host| {
+    killed_in_the_middle(false, |host| {
         host.kill_daemon();
         host.start_daemon();
     });

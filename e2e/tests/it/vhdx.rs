@@ -2,7 +2,7 @@
 
 use crate::tree::layers;
 use crate::{FIRST, SECOND};
-use backstay_e2e::{Host, Micro, kill, microguest_image, wait_for};
+use backstay_e2e::{Host, Linux, Micro, kill, linux_image, microguest_image, wait_for};
 use serde_json::Value;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -199,4 +199,62 @@ fn commands_on_files_know_both_formats() {
     host.ok(&["disk", "convert", &path("m.vhd"), &path("again.vhdx"), "--block-size", "1M"]);
     host.ok(&["disk", "convert", &path("again.vhdx"), &path("m.raw")]);
     assert!(std::fs::read(raw).unwrap() == std::fs::read(path("m.raw")).unwrap(), "there and back");
+}
+
+/// Makes an empty VHDX one of 4096-byte sectors, as Hyper-V has them on disks that have such sectors: two items of its metadata.
+fn with_large_sectors(disk: &Path) {
+    const LOGICAL: [u8; 16] =
+        [0x1d, 0xbf, 0x41, 0x81, 0x6f, 0xa9, 0x09, 0x47, 0xba, 0x47, 0xf2, 0x33, 0xa8, 0xfa, 0xab, 0x5f];
+    const PHYSICAL: [u8; 16] =
+        [0xc7, 0x48, 0xa3, 0xcd, 0x5d, 0x44, 0x71, 0x44, 0x9c, 0xc9, 0xe9, 0x88, 0x52, 0x51, 0xc5, 0x56];
+    let mut bytes = std::fs::read(disk).unwrap();
+    let find = |bytes: &[u8], what: &[u8]| bytes.windows(what.len()).position(|at| at == what).unwrap();
+    let table = find(&bytes, b"metadata");
+    for id in [LOGICAL, PHYSICAL] {
+        let entry = find(&bytes, &id);
+        let offset = u32::from_le_bytes(bytes[entry + 16..entry + 20].try_into().unwrap());
+        let item = table + usize::try_from(offset).unwrap();
+        bytes[item..item + 4].copy_from_slice(&4096_u32.to_le_bytes());
+    }
+    std::fs::write(disk, bytes).unwrap();
+}
+
+/// Its partition table would be elsewhere for a guest that counts in other sectors.
+#[test]
+fn a_guest_sees_the_sectors_that_a_vhdx_has() {
+    let Some(image) = linux_image() else { return };
+    let host = Host::start();
+    let disks = ["one.vhdx", "two.vhdx", "three.vhdx"].map(|name| host.folder().join(name));
+    for disk in &disks {
+        host.ok(&["disk", "create", disk.to_str().unwrap(), "--size", "64M"]);
+        with_large_sectors(disk);
+        host.ok(&["disk", "check", disk.to_str().unwrap()]);
+    }
+    let boot = format!("ide:0:0={}", host.vhd_from(&image, "demo.vhd").display());
+    let first = format!("scsi:0:1={}", disks[0].display());
+    host.ok(&["vm", "create", "demo", "--memory", "192M", "--no-network", "--disk", &boot, "--disk", &first]);
+    host.ok(&["vm", "start", "demo"]);
+    let mut guest = Linux::booting(&host.console("demo"));
+    // One more comes while it runs.
+    host.ok(&["vm", "set", "demo", "--disk", &format!("scsi:0:2={}", disks[1].display())]);
+    for lun in [1, 2] {
+        let device = format!("/sys/class/scsi_device/*:0:0:{lun}/device/block/*");
+        let sectors = format!("cat {device}/queue/logical_block_size");
+        wait_for("the guest to see the disk", || (guest.run(&sectors) == "4096").then_some(()));
+        guest.run(&format!(
+            "dd if=/dev/urandom of=/dev/$(basename {device}) bs=4096 count=4 seek=3 conv=fsync 2>/dev/null"
+        ));
+    }
+    let sum = guest.run("dd if=/dev/$(basename /sys/class/scsi_device/*:0:0:2/device/block/*) bs=4096 skip=3 count=4 2>/dev/null | sha256sum");
+    host.ok(&["checkpoint", "create", "demo", "c"]);
+    host.ok(&["checkpoint", "revert", "demo", "--yes"]);
+    let mut guest = Linux::attach(&host.console("demo"));
+    guest.run("echo 3 >/proc/sys/vm/drop_caches");
+    let again = guest.run("dd if=/dev/$(basename /sys/class/scsi_device/*:0:0:2/device/block/*) bs=4096 skip=3 count=4 2>/dev/null | sha256sum");
+    assert_eq!(sum, again);
+    // IDE knows 512 only.
+    host.ok(&["vm", "turn-off", "demo"]);
+    host.ok(&["vm", "set", "demo", "--disk", &format!("ide:0:1={}", disks[2].display())]);
+    let started = host.run(&["vm", "start", "demo"]);
+    assert!(started.code != 0 && started.err.contains("attach it to SCSI"), "{}", started.err);
 }

@@ -3,9 +3,9 @@
 use super::{CallOptions, Client, ClientError, EventFilter, Outcome, TaskFilter};
 use crate::{
     CheckpointApply, CheckpointCreate, CheckpointDelete, CheckpointExport, CheckpointList, CheckpointMerge,
-    CheckpointUpdate, DiskCheck, DiskFile, DiskList, DiskMap, DiskMapQuery, DiskMove, DiskQuery, DiskResize,
-    EventList, HostInfo, HostStopGuests, LogLevel, Task, TaskList, TaskWaitQuery, Vm, VmClone, VmCreate,
-    VmDelete, VmList, VmQuery, VmRegister, VmRename, VmStart, VmTemplate, VmUnregister, VmUpdate,
+    CheckpointUpdate, DiskCheck, DiskCompact, DiskFile, DiskList, DiskMap, DiskMapQuery, DiskMove, DiskQuery,
+    DiskResize, EventList, HostInfo, HostStopGuests, LogLevel, Task, TaskList, TaskWaitQuery, Vm, VmClone,
+    VmCreate, VmDelete, VmList, VmQuery, VmRegister, VmRename, VmStart, VmTemplate, VmUnregister, VmUpdate,
 };
 use backstay_model::{CheckpointId, TaskId, VmId};
 use reqwest::Method;
@@ -385,6 +385,21 @@ impl Client {
         options: &CallOptions,
     ) -> Result<Outcome, ClientError> {
         self.call(Method::POST, &["disks", "resize"]).change(Some(body), options).await
+    }
+}
+
+/// Disks that a running machine writes to.
+impl Client {
+    /// Makes the file of a disk as small as its content allows. The task's result is a [`crate::DiskCompacted`].
+    ///
+    /// # Errors
+    /// `precondition` when no running machine writes to it.
+    pub async fn compact_disk(
+        &self,
+        body: &DiskCompact,
+        options: &CallOptions,
+    ) -> Result<Outcome, ClientError> {
+        self.call(Method::POST, &["disks", "compact"]).change(Some(body), options).await
     }
 }
 

@@ -74,6 +74,13 @@ pub(super) const ENTRIES: &[Entry] = &[
         NOTHING,
     ),
     event(
+        "disk.compacted",
+        Info,
+        "The file of a disk of a machine that is on was made smaller; what the guest sees is the same.",
+        ON_REQUEST,
+        NOTHING,
+    ),
+    event(
         "disk.resized",
         Info,
         "A disk of a machine that is on was made larger.",

@@ -3,7 +3,7 @@
 use super::App;
 use super::controllers::check_size;
 use super::devices::{check_device, is_device};
-use super::usage::{same_file, usage, used_by};
+use super::usage::{FileKey, same_file, usage, used_by};
 use crate::disks;
 use crate::failure::Failure;
 use crate::inventory::blocking;
@@ -186,9 +186,13 @@ pub(super) async fn check_files(
                 None => {
                     let path = same_file(path);
                     let probed = blocking(move || disks::probe(&path)).await;
-                    probed.and_then(|chain| match usage.conflict(vm, &chain.files(), None) {
-                        Some(refusal) => Err(refusal),
-                        None => with_size(drive.slot, chain.size, compat, chain.warnings),
+                    probed.and_then(|chain| {
+                        match merged_now(app, &chain.files())
+                            .or_else(|| usage.conflict(vm, &chain.files(), None))
+                        {
+                            Some(refusal) => Err(refusal),
+                            None => with_size(drive.slot, chain.size, compat, chain.warnings),
+                        }
                     })
                 }
             },
@@ -211,6 +215,28 @@ pub(super) async fn check_files(
                 .with_blockers(blockers))
         }
     }
+}
+
+/// Why nobody can have a chain of files now, the top first: one of them is being merged, and goes or gets another content.
+fn merged_now(app: &App, files: &[PathBuf]) -> Option<Failure> {
+    let keys: Vec<FileKey> = files.iter().map(|file| FileKey::of(file)).collect();
+    for machine in app.inventory.all() {
+        // One that is off is merged by nobody else.
+        let goes_on = machine.state.is_active() || app.mergers.task(machine.id).is_some();
+        let Some(merging) = machine.config.merging().filter(|_| goes_on) else { continue };
+        for file in [merging.upper, merging.lower] {
+            if keys.contains(&FileKey::of(&file)) {
+                let words = format!(
+                    "{} is made of {}, which is being merged because a checkpoint of '{}' was deleted: try again when that is done",
+                    files.first().unwrap_or(&file).display(),
+                    file.display(),
+                    machine.name()
+                );
+                return Some(Failure::new(ProblemCode::InUse, words));
+            }
+        }
+    }
+    None
 }
 
 /// Adds to the warnings what a controller has against the size.

@@ -14,7 +14,7 @@ use crate::failure::Failure;
 use crate::inventory::{Machine, blocking};
 use crate::tasks::{BackgroundHold, Caller, Hold, TaskContext, cancelled};
 use backstay_api::{CheckpointMerge, KeptFile, MergeResult, Plan, ProblemCode, Task};
-use backstay_model::{FileStep, Layers, Merging, StateOf, TaskId, VmId, VmState};
+use backstay_model::{FileStep, Generation, Layers, Merging, StateOf, TaskId, VmId, VmState};
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -61,6 +61,8 @@ pub struct Mergers {
     table: Mutex<BTreeMap<VmId, Merger>>,
     /// Held while a task is started, so that a machine has one.
     starting: tokio::sync::Mutex<()>,
+    /// Machines whose merge is against a rule, with their configuration then: it is not tried again before something is changed.
+    refused: Mutex<BTreeMap<VmId, Generation>>,
 }
 
 impl Mergers {
@@ -81,6 +83,15 @@ impl Mergers {
                 false
             }
         }
+    }
+
+    fn refused(&self) -> MutexGuard<'_, BTreeMap<VmId, Generation>> {
+        self.refused.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether a merge was refused, and all is as it was then.
+    fn is_refused(&self, machine: &Machine) -> bool {
+        self.refused().get(&machine.id) == Some(&machine.generation)
     }
 
     /// The task that merges files of a machine.
@@ -198,6 +209,9 @@ pub(crate) fn kick_all(app: &Arc<App>) {
     tokio::spawn(async move {
         for machine in app.inventory.all().into_iter().filter(is_pending) {
             let goes_on = app.mergers.task(machine.id).is_some();
+            if !goes_on && app.mergers.is_refused(&machine) {
+                continue;
+            }
             if goes_on || has_something_to_do(&app, &machine).await {
                 kick_quietly(&app, machine.id);
             }
@@ -229,6 +243,11 @@ async fn run(app: &Arc<App>, context: &TaskContext, vm: VmId, listens: &Listens)
         }
         if let Err(failure) = ended {
             app.mergers.table().remove(&vm);
+            if Hindrance::of(failure.code()).is_none()
+                && let Ok(machine) = app.inventory.get(vm)
+            {
+                app.mergers.refused().insert(vm, machine.generation);
+            }
             if failure.code() != ProblemCode::Cancelled {
                 tell(app, vm, failure.full_message()).await;
             }
@@ -341,7 +360,7 @@ async fn passes(
             },
         };
         let words = failure.full_message();
-        context.progress(1, &format!("waiting: {words}"));
+        context.progress(1, &format!("{}{words}", Task::WAITING));
         // Between two attempts there may have been something else to do.
         if hindrance.is_news(attempts) && told != words {
             tell(app, vm, format!("it is tried again by itself: {words}")).await;
@@ -403,6 +422,7 @@ async fn pass(
         return Ok(Pass::Again);
     }
     let machine = tidy(app, machine).await?;
+    let Some(attaching) = keep_from_attaching(app, context, hold).await? else { return Ok(Pass::Later) };
     let layers = match world(app, &machine).await {
         Ok(layers) => layers,
         Err(failure) => return Ok(Pass::Unknown(failure)),
@@ -432,6 +452,8 @@ async fn pass(
             context.progress(1, &format!("merging {}", words(&upper)));
             let merging = Merging { upper, lower };
             let machine = note(app, &machine, &merging).await?;
+            // From here on whoever wants a disk sees what is written down.
+            drop(attaching);
             match merge(&running, &machine, &merging, &children).await? {
                 Ran::Whole { bytes_moved } => {
                     // The limit may have been changed meanwhile.
@@ -444,6 +466,20 @@ async fn pass(
                 Ran::Stopped => Ok(Pass::Later),
             }
         }
+    }
+}
+
+/// Until it is known what is merged or deleted nobody gets a disk that is made on one of these files: such a disk may lie where
+/// nobody looks for it before. None: somebody else wants the machine.
+async fn keep_from_attaching<'a>(
+    app: &'a App,
+    context: &TaskContext,
+    hold: &BackgroundHold,
+) -> Result<Option<tokio::sync::MutexGuard<'a, ()>>, Failure> {
+    tokio::select! {
+        attaching = app.attaching.lock() => Ok(Some(attaching)),
+        () = hold.wanted() => Ok(None),
+        () = context.cancelled() => Err(cancelled()),
     }
 }
 

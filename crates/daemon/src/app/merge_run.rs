@@ -5,7 +5,7 @@ use super::App;
 use super::merge::keep_rate;
 use super::merge_files::name_in;
 use super::usage::{same_file, worker_disks};
-use crate::disks::merge_failure;
+use crate::disks::{code_of, merge_failure};
 use crate::failure::{Failure, chain};
 use crate::inventory::Machine;
 use crate::tasks::{BackgroundHold, TaskContext};
@@ -172,8 +172,8 @@ async fn by_worker(running: &Running<'_>, vm: VmId, request: MergeRequest) -> Re
             Ok(Reply::Merge(MergeOutcome::Complete { bytes_moved })) => {
                 return Ok(Ran::Whole { bytes_moved });
             }
-            Ok(Reply::Merge(MergeOutcome::Failed { message })) => {
-                return Err(Failure::new(ProblemCode::Unavailable, message));
+            Ok(Reply::Merge(MergeOutcome::Failed { message, kind })) => {
+                return Err(Failure::new(code_of(kind), message));
             }
             // Stopped, or another worker took over.
             _ => return Ok(Ran::Stopped),

@@ -2,10 +2,14 @@
 //!
 //! 1. The configuration gets a record: the disk, its file, and the file that will be.
 //! 2. The disk engine (in the worker, or here) copies the file and keeps both alike; the new file gets its name at the instant from
-//!    which on it counts. So the record means, at any instant: the new file if it exists, else the old one.
-//! 3. The configuration names the new file, and the record goes with the same write. Then the old file is removed.
+//!    which on it counts, and then the old one is removed. So the record means: the one that exists, the new one if both do.
+//! 3. The configuration names the new file, and the record goes with the same write.
+//!
+//! What is left of a move that was interrupted is for `move_settle`.
 
+use super::move_settle::{Fate, conclude, settle_move};
 use super::settle::settle_before;
+use super::strangers::strangers_on;
 use super::usage::{parent_of, same_file, usage, used_by};
 use super::{Accepted, App, Call, Done, vm_task};
 use crate::disks;
@@ -19,14 +23,17 @@ use backstay_disk::RelocateControl;
 use backstay_hyperv::LayerStep;
 use backstay_model::{ByteSize, DriveMedia, VmId, VmState};
 use backstay_worker::control::{MoveOutcome, Reply, Request};
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 /// How long a worker may take to begin, or to tell how far it is.
-const ANSWER: Duration = Duration::from_secs(60);
+pub(super) const ANSWER: Duration = Duration::from_secs(60);
 /// How often it is asked.
-const STEP: Duration = Duration::from_millis(200);
+pub(super) const STEP: Duration = Duration::from_millis(200);
+/// How long the next worker may take to open the disks.
+const NEXT_WORKER: Duration = Duration::from_mins(2);
+/// How often a worker may die before that is the machine's business.
+const MOST_WORKERS: u32 = 5;
 
 /// Moves a disk's file into a folder.
 ///
@@ -78,6 +85,16 @@ async fn decide(app: &App, machine: &Machine, body: &DiskMove) -> Result<LayerSt
         let children = usage.dependents(machine.id, [&from]);
         return Err(children.map_or_else(|| used_by(&from, holder), |names| parent_of(&from, &names)));
     }
+    let usage = Arc::new(usage);
+    if let Some(stranger) = strangers_on(app, machine, Arc::clone(&usage), vec![from.clone()]).await?.first()
+    {
+        return refuse(format!(
+            "{} is made on {} and would not find it any more: attach it to a machine, delete it, or make it a disk of its own \
+             with `backstay disk convert` and delete it then",
+            stranger.child.display(),
+            from.display()
+        ));
+    }
     let folder = super::drives::absolute(&body.folder)?;
     let Some(file) = from.file_name() else {
         return Err(Failure::invalid(format!("{} names no file", from.display())));
@@ -103,26 +120,35 @@ async fn run(app: Arc<App>, context: TaskContext, id: VmId, body: DiskMove) -> D
         durable::create_folder(&folder).map_err(|e| Failure::file("making the folder", &folder, e))
     })
     .await?;
-    let machine = note(&app, &machine, Some(&step)).await?;
-    context.progress(1, "copying");
-    let was_active = machine.state.is_active();
-    let copied = match was_active {
-        true => by_worker(&app, &context, id, &step).await,
-        false => here(&context, &step).await,
+    let mut workers = 1;
+    let settled = loop {
+        let machine = note(&app, &app.inventory.get(id)?, &step).await?;
+        context.progress(1, "copying");
+        let ended = match machine.state.is_active() {
+            true => by_worker(&app, &context, id, &step).await,
+            false => here(&app, &context, &step).await.map_or_else(Ended::Stays, |()| Ended::Moved),
+        };
+        let failure = match ended {
+            Ended::Moved => break conclude(&app, &app.inventory.get(id)?, &step, Fate::Moved).await?,
+            Ended::Stays(failure) if !machine.state.is_active() => {
+                // The engine said so, in this process.
+                conclude(&app, &app.inventory.get(id)?, &step, Fate::Stays).await?;
+                return Err(failure);
+            }
+            Ended::Stays(failure) | Ended::Lost(failure) => failure,
+        };
+        let settled = settle_soon(&app, id).await?;
+        if settled.spec.drive(step.slot).is_some_and(|d| d.media == DriveMedia::Disk(step.to.clone())) {
+            break settled;
+        }
+        // With the next worker all goes on as if nothing had been.
+        context.cancellable(true)?;
+        if failure.code() != ProblemCode::Interrupted || workers == MOST_WORKERS {
+            return Err(failure);
+        }
+        workers += 1;
+        decide(&app, &settled, &body).await?;
     };
-    let machine = app.inventory.get(id)?;
-    let settled = match (&copied, machine.state.is_active()) {
-        (Ok(()), _) => conclude(&app, &machine, &step, Fate::Moved).await?,
-        // The engine said so, in this process.
-        (Err(_), false) if !was_active => conclude(&app, &machine, &step, Fate::Stays).await?,
-        (Err(_), _) => settle_move(&app, id).await?,
-    };
-    let moved = settled.spec.drive(step.slot).is_some_and(|d| d.media == DriveMedia::Disk(step.to.clone()));
-    match copied {
-        Err(failure) if !moved => return Err(failure),
-        Err(failure) => context.warn(failure.full_message()),
-        Ok(()) => {}
-    }
     let what = Happening {
         kind: "disk.moved",
         who: &context.who(),
@@ -134,15 +160,41 @@ async fn run(app: Arc<App>, context: TaskContext, id: VmId, body: DiskMove) -> D
     Ok(Some(serde_json::json!({ "slot": step.slot, "from": step.from, "path": step.to })))
 }
 
-async fn note(app: &App, machine: &Machine, step: Option<&LayerStep>) -> Result<Machine, Failure> {
+/// What became of it as soon as there is a worker that can tell.
+async fn settle_soon(app: &Arc<App>, id: VmId) -> Result<Machine, Failure> {
+    let limit = tokio::time::Instant::now() + NEXT_WORKER;
+    loop {
+        match settle_move(app, id).await {
+            Err(failure) if app.inventory.get(id)?.state.is_active() => {
+                if tokio::time::Instant::now() > limit {
+                    return Err(failure);
+                }
+                tokio::time::sleep(STEP).await;
+            }
+            settled => return settled,
+        }
+    }
+}
+
+async fn note(app: &App, machine: &Machine, step: &LayerStep) -> Result<Machine, Failure> {
     let mut config = (*machine.config).clone();
-    config.set_moving(step).map_err(|error| Failure::invalid(error.to_string()))?;
+    config.set_moving(Some(step)).map_err(|error| Failure::invalid(error.to_string()))?;
     app.inventory.save(machine, config).await
 }
 
-async fn by_worker(app: &App, context: &TaskContext, vm: VmId, step: &LayerStep) -> Result<(), Failure> {
+/// How far it came.
+enum Ended {
+    Moved,
+    Stays(Failure),
+    /// Nobody told.
+    Lost(Failure),
+}
+
+async fn by_worker(app: &App, context: &TaskContext, vm: VmId, step: &LayerStep) -> Ended {
     let request = Request::MoveDisk { slot: step.slot, to: step.to.clone() };
-    app.workers.call(vm, request, ANSWER).await?;
+    if let Err(failure) = app.workers.call(vm, request, ANSWER).await {
+        return without_worker(step, failure);
+    }
     let mut cancelling = false;
     loop {
         tokio::select! {
@@ -152,20 +204,38 @@ async fn by_worker(app: &App, context: &TaskContext, vm: VmId, step: &LayerStep)
                 let _ = app.workers.call(vm, Request::CancelMove { to: step.to.clone() }, ANSWER).await;
             }
         }
-        match app.workers.call(vm, Request::MoveStatus { to: step.to.clone() }, ANSWER).await? {
-            Reply::Move(MoveOutcome::Running { done, total }) => tell(context, done, total),
-            Reply::Move(MoveOutcome::Complete) => return Ok(()),
-            Reply::Move(MoveOutcome::Failed { .. }) if cancelling => return Err(cancelled()),
-            Reply::Move(MoveOutcome::Failed { message }) => return Err(not_moved(step, &message)),
-            Reply::Move(MoveOutcome::Unknown) => {
-                return Err(not_moved(step, "its worker was lost meanwhile"));
+        match app.workers.call(vm, Request::MoveStatus { to: step.to.clone() }, ANSWER).await {
+            Ok(Reply::Move(MoveOutcome::Running { done, total })) => tell(context, done, total),
+            Ok(Reply::Move(MoveOutcome::Complete)) => return Ended::Moved,
+            Ok(Reply::Move(MoveOutcome::Failed { .. })) if cancelling => return Ended::Stays(cancelled()),
+            Ok(Reply::Move(MoveOutcome::Failed { message })) => {
+                return Ended::Stays(not_moved(step, &message));
             }
-            other => {
+            Ok(Reply::Move(MoveOutcome::Unknown)) => return lost(step),
+            Ok(other) => {
                 let words = format!("the worker answered the wish to move a disk with {other:?}");
-                return Err(Failure::new(ProblemCode::Internal, words));
+                return Ended::Lost(Failure::new(ProblemCode::Internal, words));
             }
+            Err(failure) => return without_worker(step, failure),
         }
     }
+}
+
+/// A worker that died is followed by another one; what it refuses, it refuses.
+fn without_worker(step: &LayerStep, failure: Failure) -> Ended {
+    match failure.code() {
+        ProblemCode::Unavailable => lost(step),
+        _ => Ended::Lost(failure),
+    }
+}
+
+fn lost(step: &LayerStep) -> Ended {
+    let words = format!(
+        "the disk at {} stays in {}: its worker was lost while it was moved; move it again",
+        step.slot,
+        step.from.display()
+    );
+    Ended::Lost(Failure::new(ProblemCode::Interrupted, words))
 }
 
 fn not_moved(step: &LayerStep, why: &str) -> Failure {
@@ -181,10 +251,14 @@ fn tell(context: &TaskContext, done: u64, total: u64) {
 }
 
 /// Nobody has the disk open: the same engine does it in this process.
-async fn here(context: &TaskContext, step: &LayerStep) -> Result<(), Failure> {
+async fn here(app: &App, context: &TaskContext, step: &LayerStep) -> Result<(), Failure> {
     let control = Arc::new(RelocateControl::default());
     let (from, to, how) = (step.from.clone(), step.to.clone(), Arc::clone(&control));
-    let mut work = tokio::spawn(blocking(move || disks::relocate(&from, &to, &how)));
+    let guard = app.config.guard;
+    let mut work = tokio::spawn(blocking(move || {
+        how.keep_free(guard.reserve_beside(&to));
+        disks::relocate(&from, &to, &how)
+    }));
     loop {
         tokio::select! {
             ended = &mut work => {
@@ -200,93 +274,6 @@ async fn here(context: &TaskContext, step: &LayerStep) -> Result<(), Failure> {
                 let (done, total) = control.progress();
                 tell(context, done, total);
             }
-        }
-    }
-}
-
-/// What became of a move.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Fate {
-    Moved,
-    /// The new file is there, and nobody saw it get its name: the old one is kept.
-    Found,
-    Stays,
-}
-
-/// Takes over what became of a move that was interrupted: the new file counts if it has its name. Its worker is asked, if it has one.
-///
-/// # Errors
-/// The configuration cannot be written; it cannot be told what became of it.
-pub(super) async fn settle_move(app: &Arc<App>, id: VmId) -> Result<Machine, Failure> {
-    let machine = app.inventory.get(id)?;
-    let Some(step) = machine.config.moving() else { return Ok(machine) };
-    let fate = if machine.state.is_active() {
-        end_in_worker(app, id, &step.to).await?;
-        if is_top(app, id, &step).await? { Fate::Moved } else { Fate::Stays }
-    } else {
-        let to = step.to.clone();
-        let there =
-            blocking(move || to.try_exists().map_err(|e| Failure::file("looking for", &to, e))).await?;
-        if there { Fate::Found } else { Fate::Stays }
-    };
-    conclude(app, &machine, &step, fate).await
-}
-
-async fn is_top(app: &App, vm: VmId, step: &LayerStep) -> Result<bool, Failure> {
-    match app.workers.call(vm, Request::Disks, ANSWER).await? {
-        Reply::Disks { disks, .. } => {
-            let disk = disks.iter().find(|disk| disk.slot == step.slot);
-            let top = disk.and_then(|disk| disk.chain.first());
-            Ok(top.is_some_and(|top| same_file(top) == same_file(&step.to)))
-        }
-        other => {
-            let words = format!("the worker answered a question about its disks with {other:?}");
-            Err(Failure::new(ProblemCode::Internal, words))
-        }
-    }
-}
-
-async fn conclude(
-    app: &Arc<App>,
-    machine: &Machine,
-    step: &LayerStep,
-    fate: Fate,
-) -> Result<Machine, Failure> {
-    let mut config = (*machine.config).clone();
-    let wrong = |error: backstay_hyperv::ApplyError| Failure::invalid(error.to_string());
-    config.set_moving(None).map_err(wrong)?;
-    if fate != Fate::Stays && machine.spec.drive(step.slot).is_some() {
-        config.set_drive_path(step.slot, &step.to).map_err(wrong)?;
-    }
-    let saved = app.inventory.save(machine, config).await?;
-    let (from, to) = (step.from.clone(), step.to.clone());
-    let tidied = blocking(move || {
-        match (fate, to.parent()) {
-            (Fate::Moved, _) => durable::remove(&from).map_err(|e| Failure::file("deleting", &from, e))?,
-            (Fate::Found, _) => {
-                tracing::warn!(old = %from.display(), new = %to.display(), "a disk was moved; its old file is kept");
-            }
-            (Fate::Stays, Some(folder)) => disks::remove_unfinished(folder),
-            (Fate::Stays, None) => {}
-        }
-        Ok(())
-    });
-    if let Err(failure) = tidied.await {
-        tracing::warn!(vm = %machine.id, error = failure.full_message(), "the old file of a disk that was moved stays");
-    }
-    Ok(saved)
-}
-
-/// Waits until no worker copies any more: one whose task has ended is not worth going on with.
-async fn end_in_worker(app: &App, vm: VmId, to: &Path) -> Result<(), Failure> {
-    let to: PathBuf = to.into();
-    loop {
-        match app.workers.call(vm, Request::MoveStatus { to: to.clone() }, ANSWER).await? {
-            Reply::Move(MoveOutcome::Running { .. }) => {
-                let _ = app.workers.call(vm, Request::CancelMove { to: to.clone() }, ANSWER).await;
-                tokio::time::sleep(STEP).await;
-            }
-            _ => return Ok(()),
         }
     }
 }

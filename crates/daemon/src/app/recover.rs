@@ -1,11 +1,12 @@
 //! What a daemon does when it starts: find machines, take over living workers, settle what the former one left half done.
 
 use super::checkpoint::CheckpointPlan;
+use super::compact::stop_former;
 use super::former::settle_former;
 use super::host_actions::start_with_host;
 use super::hotplug::settle_drives;
 use super::merge::kick_quietly;
-use super::move_disk::settle_move;
+use super::move_settle::settle_move;
 use super::power::end_machine;
 use super::settle::{plan_of, settle_pending};
 use super::{App, Done, vm_task};
@@ -48,6 +49,10 @@ pub async fn recover(app: &Arc<App>) -> Result<(), Failure> {
         let _ = app.wait_state(machine.id, HELLO, |state| state != VmState::Starting).await;
     }
     for machine in machines {
+        if machine.state.is_active() {
+            let (app, id) = (Arc::clone(app), machine.id);
+            tokio::spawn(async move { stop_former(&app, id).await });
+        }
         // Before anybody can start it.
         if let Err(failure) = settle_former(app, machine.id).await {
             tracing::error!(vm = %machine.id, error = failure.full_message(), "the files of a former Now wait");
@@ -211,6 +216,11 @@ async fn take_up(app: &Arc<App>, stored: StoredTask) {
         }),
         ("vm.turn-off" | "vm.shutdown", Some(id)) if !launched => {
             app.tasks.resume(stored, &[Hold::Vm(id)], move |_| async move { Ok(None) })
+        }
+        ("disk.compact", _) => {
+            let detail = "the daemon was stopped while this ran: what is done stays done, and asking again goes on from there";
+            app.tasks.interrupt(task, detail).await;
+            return;
         }
         _ => {
             super::clone::clear_up(stored.note.as_ref()).await;

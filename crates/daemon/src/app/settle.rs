@@ -7,7 +7,7 @@ use super::checkpoint_finish::{Captured, complete, give_up, kept_by_worker, move
 use super::checkpoint_run::settle_live;
 use super::former::settle_former;
 use super::hotplug::settle_drives;
-use super::move_disk::settle_move;
+use super::move_settle::settle_move;
 use crate::disks;
 use crate::failure::Failure;
 use crate::inventory::{Machine, blocking, read_config};

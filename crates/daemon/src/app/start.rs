@@ -46,7 +46,10 @@ pub async fn start_vm(app: &Arc<App>, vm: &str, body: VmStart, call: &Call) -> R
     let machine = app.inventory.get(id)?;
     let mut plan = Plan::new("vm.start");
     if check_verb(&machine, VmVerb::Start)? {
-        plan.warnings = preflight(app, &machine).await?;
+        // Where a disk is that was being moved is settled by the task, which looks again.
+        if machine.config.moving().is_none() {
+            plan.warnings = preflight(app, &machine).await?;
+        }
         if machine.state == VmState::Saved {
             let from = saved_restorable(app, &machine, Look::Quick).await?;
             plan.step("load", from.memory_file.display(), "the saved memory; it goes when the guest runs");

@@ -84,6 +84,23 @@ pub(super) async fn blockers(app: &App, machine: &Machine) -> Result<Vec<Blocker
     Ok(found.into_iter().map(blocker).collect())
 }
 
+/// Why a machine that is on must not get these disks: its guest would write to the parent of a disk that nobody has.
+///
+/// # Errors
+/// That, or the folders of the machines cannot be listed.
+pub(super) async fn refuse_parents(app: &App, machine: &Machine, files: Vec<PathBuf>) -> Result<(), Failure> {
+    let usage = Arc::new(super::usage::usage(app, None).await?);
+    let found: Vec<Blocker> =
+        strangers_on(app, machine, usage, files).await?.into_iter().map(blocker).collect();
+    match found.first() {
+        None => Ok(()),
+        Some(first) => {
+            let words = format!("'{}' is {} and cannot get the disk", machine.name(), machine.state);
+            Err(Failure::new(first.code, words).with_blockers(found))
+        }
+    }
+}
+
 fn blocker(Stranger { child, parent, .. }: Stranger) -> Blocker {
     let (child, parent) = (child.display(), parent.display());
     Blocker {
@@ -95,5 +112,34 @@ fn blocker(Stranger { child, parent, .. }: Stranger) -> Blocker {
             "attach {child} to the machine instead of its parent, or delete it, or make it a disk of its own with `backstay disk \
              convert` and delete it then"
         )),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{Fixture, call};
+    use super::super::{Call, update_vm};
+    use backstay_api::{DiskType, DriveKind, DriveRequest, VmUpdate};
+    use backstay_model::VmState;
+
+    /// At the start of a machine its disks are looked at; one that comes later is too.
+    #[tokio::test]
+    async fn a_machine_that_runs_does_not_get_the_parent_of_a_disk_that_nobody_has() {
+        let fixture = Fixture::new();
+        let machine = fixture.machine("web").await;
+        let (parent, child) = (fixture.path("parent.vhdx"), fixture.path("child.vhdx"));
+        crate::disks::create(&parent, 8 << 20, DiskType::Dynamic).unwrap();
+        crate::disks::create_child(&parent, &child).unwrap();
+        let attach = async || {
+            let slot = Some("scsi:0:4".parse().unwrap());
+            let disk = DriveRequest { slot, kind: DriveKind::Disk, path: Some(parent.clone()), create: None };
+            let body = VmUpdate { add_drives: vec![disk], ..VmUpdate::default() };
+            update_vm(&fixture.app, "web", body, &Call { dry_run: true, ..call() }).await
+        };
+        fixture.app.inventory.set_state(machine.id, VmState::Running, None);
+        let refused = attach().await.unwrap_err().to_problem();
+        assert!(format!("{refused:?}").contains("child.vhdx is made on"), "{refused:?}");
+        std::fs::remove_file(&child).unwrap();
+        attach().await.unwrap();
     }
 }

@@ -10,6 +10,8 @@ use super::limits::{change_limits, limits_differ, share_limits};
 use super::merge::kick_all;
 use super::processors::share_out;
 use super::settle::settle_before;
+use super::strangers::refuse_parents;
+use super::usage::same_file;
 use super::views::media_words;
 use super::{Accepted, App, Call, Done, check_verb, vm_task};
 use crate::events::Happening;
@@ -17,7 +19,7 @@ use crate::failure::Failure;
 use crate::inventory::{Machine, blocking};
 use crate::tasks::TaskContext;
 use backstay_api::{Change as SettingChange, Plan, ProblemCode, VmUpdate};
-use backstay_model::{VmId, VmSpec, VmState, VmVerb};
+use backstay_model::{DriveMedia, DriveSpec, VmId, VmSpec, VmState, VmVerb};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -84,6 +86,19 @@ async fn decide(app: &App, machine: &Machine, body: &VmUpdate) -> Result<Change,
     } else {
         check_files(app, machine.id, &placed.drives, &placed.make, body.compat).await?
     };
+    if machine.state.is_active() {
+        // One that is off is looked at when it is started.
+        let file = |drive: &DriveSpec| match &drive.media {
+            DriveMedia::Disk(path) if !placed.make.iter().any(|made| made.path == *path) => {
+                Some(path.clone())
+            }
+            _ => None,
+        };
+        let files: Vec<PathBuf> = placed.drives.iter().filter_map(file).collect();
+        if !files.is_empty() {
+            refuse_parents(app, machine, files).await?;
+        }
+    }
     placed.drives.into_iter().for_each(|drive| spec.attach(drive));
     change_limits(&mut spec, &body.disk_limits)?;
     if spec.drives != machine.spec.drives {
@@ -219,7 +234,8 @@ async fn make_and_save(app: &Arc<App>, machine: &Machine, change: &Change) -> Re
         // Where nobody can tell whether the guest has them, they stay.
         let Some(kept) = hotplug::files_in_use(app, machine.id).await else { return saved };
         blocking(move || {
-            let unused = |path: &PathBuf| !kept.contains(path);
+            // The worker tells real paths.
+            let unused = |path: &PathBuf| !kept.iter().any(|kept| same_file(kept) == same_file(path));
             remove_disks(&made.into_iter().filter(unused).collect::<Vec<_>>());
             Ok(())
         })

@@ -6,8 +6,8 @@ use crate::app::{self, Accepted, App};
 use axum::Json;
 use axum::extract::State;
 use backstay_api::{
-    DiskCheck, DiskFile, DiskList, DiskMap, DiskMapQuery, DiskQuery, DiskResize, MutateQuery, Plan, Problem,
-    Task,
+    DiskCheck, DiskCompact, DiskFile, DiskList, DiskMap, DiskMapQuery, DiskQuery, DiskResize, MutateQuery,
+    Plan, Problem, Task,
 };
 use std::sync::Arc;
 use utoipa_axum::router::OpenApiRouter;
@@ -20,6 +20,7 @@ pub(super) fn routes() -> OpenApiRouter<Arc<App>> {
         .routes(routes!(map))
         .routes(routes!(check))
         .routes(routes!(resize))
+        .routes(routes!(compact))
 }
 
 /// A machine's disks with their chains
@@ -85,4 +86,20 @@ async fn resize(
     ChangeWith(call, body): ChangeWith<DiskResize>,
 ) -> Result<Accepted, ApiError> {
     Ok(app.once(call, |app, call| async move { app::resize_disk(&app, body, &call).await }).await?)
+}
+
+/// Make the file of a disk smaller while its machine runs
+///
+/// Blocks that hold only zeros lose their places, the last blocks move to the front, and the file is cut. It gives way to other
+/// operations on the machine and goes on after them; cancelled or interrupted, the next one goes on with what is left. The
+/// task's result is a `DiskCompacted`.
+#[utoipa::path(post, path = "/disks/compact", tag = "disks", operation_id = "compact_disk_file", params(MutateQuery),
+    request_body = DiskCompact,
+    responses((status = 202, description = "Accepted", body = Task), (status = 200, description = "Dry run", body = Plan),
+        (status = "default", description = "A problem", body = Problem, content_type = "application/problem+json")))]
+async fn compact(
+    State(app): State<Arc<App>>,
+    ChangeWith(call, body): ChangeWith<DiskCompact>,
+) -> Result<Accepted, ApiError> {
+    Ok(app.once(call, |app, call| async move { app::compact_disk(&app, body, &call).await }).await?)
 }

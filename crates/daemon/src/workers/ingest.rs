@@ -186,7 +186,7 @@ async fn refresh_run(app: &Arc<App>, vm: VmId) {
 fn merge_words(outcome: &MergeOutcome) -> String {
     match outcome {
         MergeOutcome::Complete { bytes_moved } => format!("complete: {bytes_moved} bytes were copied"),
-        MergeOutcome::Failed { message } => format!("failed: {message}"),
+        MergeOutcome::Failed { message, .. } => format!("failed: {message}"),
         MergeOutcome::Stopped => "stopped".into(),
         MergeOutcome::Unknown | MergeOutcome::Running { .. } => "going on".into(),
     }

@@ -1,5 +1,6 @@
 //! A file whose every change is made to a second one too.
 
+use super::ranges::Ranges;
 use crate::{
     fs::{DiskFile, FileId, LockKind, Shared},
     share::CopyError,
@@ -7,7 +8,10 @@ use crate::{
 use backstay_vhd::Storage;
 use std::{
     io,
-    sync::{Arc, Mutex, PoisonError, RwLock},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering::SeqCst},
+    },
 };
 
 /// Reads come from the old file, which stays the only one that counts: what goes wrong with the new one ends its being kept alike,
@@ -16,14 +20,19 @@ use std::{
 pub(super) struct Mirror {
     old: Arc<dyn DiskFile>,
     new: Arc<dyn DiskFile>,
-    /// Shared by every change, alone for a piece that is copied: between its reading and its writing nothing changes.
-    turn: RwLock<()>,
-    broken: Mutex<Option<io::Error>>,
+    /// What is being changed or copied: two changes of one place are made to both files in one order, and between the reading
+    /// and the writing of a piece that is copied nothing changes there.
+    ranges: Ranges,
+    /// The new file is not like the old one any more, and nothing more goes to it.
+    broken: AtomicBool,
+    /// Why, until it is told.
+    why: Mutex<Option<io::Error>>,
 }
 
 impl Mirror {
     pub(super) fn new(old: Arc<dyn DiskFile>, new: Arc<dyn DiskFile>) -> Self {
-        Self { old, new, turn: RwLock::new(()), broken: Mutex::new(None) }
+        let (broken, why) = (AtomicBool::new(false), Mutex::default());
+        Self { old, new, ranges: Ranges::default(), broken, why }
     }
 
     pub(super) fn old(&self) -> &Arc<dyn DiskFile> {
@@ -36,11 +45,19 @@ impl Mirror {
 
     /// Why the new file is not like the old one any more; tells it once.
     pub(super) fn failure(&self) -> Option<io::Error> {
-        self.broken.lock().unwrap_or_else(PoisonError::into_inner).take()
+        let told = self.why.lock().unwrap_or_else(PoisonError::into_inner).take();
+        told.or_else(|| {
+            self.is_broken().then(|| io::Error::other("the new file is not like the old one any more"))
+        })
     }
 
     fn is_broken(&self) -> bool {
-        self.broken.lock().unwrap_or_else(PoisonError::into_inner).is_some()
+        self.broken.load(SeqCst)
+    }
+
+    fn break_with(&self, error: io::Error) {
+        self.why.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
+        self.broken.store(true, SeqCst);
     }
 
     /// Whether the new file can share the old one's space, as far as is known by now.
@@ -51,7 +68,7 @@ impl Mirror {
     /// Brings a range into the new file, shared or copied. Changes of the file wait meanwhile, so it should be short.
     /// Returns how many bytes of it are done: all that there are, or as many as the buffer holds.
     pub(super) fn copy(&self, offset: u64, len: u64, buf: &mut [u8]) -> Result<u64, CopyError> {
-        let _alone = self.turn.write().unwrap_or_else(PoisonError::into_inner);
+        let _turn = self.ranges.enter(offset, len);
         // It may have become shorter.
         let there = self.old.len().map_err(CopyError::Read)?.saturating_sub(offset).min(len);
         let shared = self.new.share_range(self.old.as_ref(), offset, offset, there);
@@ -84,18 +101,22 @@ impl Mirror {
 
     /// Gives the new file the length of the old one.
     pub(super) fn copy_len(&self) -> Result<(), CopyError> {
-        let _alone = self.turn.write().unwrap_or_else(PoisonError::into_inner);
+        let _alone = self.ranges.enter_all();
         let len = self.old.len().map_err(CopyError::Read)?;
         self.new.set_len(len).map_err(CopyError::Write)
     }
 
+    /// The caller has its turn at what is changed.
     fn both(&self, change: impl Fn(&dyn DiskFile) -> io::Result<()>) -> io::Result<()> {
-        let _shared = self.turn.read().unwrap_or_else(PoisonError::into_inner);
-        change(self.old.as_ref())?;
+        if let Err(error) = change(self.old.as_ref()) {
+            // A part of it may be in the old file.
+            self.break_with(io::Error::new(error.kind(), error.to_string()));
+            return Err(error);
+        }
         if !self.is_broken()
             && let Err(error) = change(self.new.as_ref())
         {
-            *self.broken.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
+            self.break_with(error);
         }
         Ok(())
     }
@@ -115,10 +136,12 @@ impl Storage for Mirror {
     }
 
     fn write_at(&self, buf: &[u8], offset: u64) -> io::Result<()> {
+        let _turn = self.ranges.enter(offset, buf.len() as u64);
         self.both(|file| file.write_at(buf, offset))
     }
 
     fn zero_range(&self, offset: u64, len: u64) -> io::Result<()> {
+        let _turn = self.ranges.enter(offset, len);
         self.both(|file| match file.len()? {
             // What the new file does not have yet is copied later, as it is then.
             end if offset >= end => Ok(()),
@@ -127,11 +150,12 @@ impl Storage for Mirror {
     }
 
     fn set_len(&self, len: u64) -> io::Result<()> {
+        // One that shortens must not meet a write behind the end.
+        let _alone = self.ranges.enter_all();
         self.both(|file| file.set_len(len))
     }
 
     fn allocate(&self, offset: u64, len: u64) -> io::Result<()> {
-        let _shared = self.turn.read().unwrap_or_else(PoisonError::into_inner);
         self.old.allocate(offset, len)?;
         // Only that later writes do not run out of space depends on it, and those to the new file may.
         let _hint = self.new.allocate(offset, len);
@@ -173,3 +197,6 @@ impl DiskFile for Mirror {
         self.old.start_writeback(offset, len);
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -9,6 +9,7 @@
 //! alike byte for byte. A crash before it leaves a temporary file. The old file stays: whoever names it decides when it goes.
 
 mod mirror;
+mod ranges;
 
 use crate::{
     backend::Backend,
@@ -35,6 +36,8 @@ use std::{
 const PIECE: usize = 256 << 10;
 /// What is shared at once, in bytes: what the guest wrote to it last is written out for that.
 const SHARED_PIECE: u64 = 1 << 20;
+/// After so many bytes it is looked whether the new file's volume still has the room that it has to keep.
+const LOOK: u64 = 16 << 20;
 
 /// Why a disk was not moved. It goes on in its old file, unless the text says otherwise, and nothing is left of the new one.
 #[derive(Debug, thiserror::Error)]
@@ -80,14 +83,16 @@ pub enum RelocateError {
         source: io::Error,
     },
     /// There is no room for it.
-    #[error("{} has no room for {needed} bytes: {free} are free", path.display())]
+    #[error("the volume of {} has no room for it: {needed} bytes are needed, {free} are free, and {reserve} of them have to stay so", path.display())]
     NoSpace {
         /// The new file.
         path: PathBuf,
-        /// Bytes it takes.
+        /// Bytes that are still needed.
         needed: u64,
         /// Bytes there are.
         free: u64,
+        /// Bytes that stay free.
+        reserve: u64,
     },
     /// The old file cannot be read.
     #[error("cannot read {}", path.display())]
@@ -148,9 +153,16 @@ pub struct RelocateControl {
     cancelled: AtomicBool,
     total: AtomicU64,
     done: AtomicU64,
+    /// Bytes that stay free on the volume of the new file.
+    reserve: AtomicU64,
 }
 
 impl RelocateControl {
+    /// Keeps so many bytes free on the volume that the disk moves to: others grow there too.
+    pub fn keep_free(&self, bytes: u64) {
+        self.reserve.store(bytes, Relaxed);
+    }
+
     /// Ends it soon; not any more once the new file has its name.
     pub fn cancel(&self) {
         self.cancelled.store(true, Relaxed);
@@ -190,7 +202,7 @@ impl Disk {
         let create = |source| RelocateError::Create { path: to.to_owned(), source };
         let temp = TempFile::create(&self.fs, to).map_err(create)?;
         let possible = try_sharing(temp.file().as_ref(), top.file.as_ref()).map_err(create)?;
-        if self.room_for(&top, to, possible)? {
+        if self.room_for(&top, to, possible, control)? {
             self.reserve(&top, temp.file().as_ref(), to, control)?;
         }
         let mirror = Arc::new(Mirror::new(Arc::clone(&top.file), Arc::clone(temp.file())));
@@ -208,19 +220,33 @@ impl Disk {
     }
 
     /// Whether the file has space for each of its bytes, as a fixed disk has, and the new one should.
-    fn room_for(&self, top: &Layer, to: &Path, possible: Possible) -> Result<bool, RelocateError> {
+    fn room_for(
+        &self,
+        top: &Layer,
+        to: &Path,
+        possible: Possible,
+        control: &RelocateControl,
+    ) -> Result<bool, RelocateError> {
         let read = |source| RelocateError::Read { path: top.path.clone(), source };
         let meta = self.fs.metadata(&top.path).map_err(read)?;
         if meta.kind == FileKind::BlockDevice {
             return Err(RelocateError::Device { path: top.path.clone() });
         }
-        let create = |source| RelocateError::Create { path: to.to_owned(), source };
-        let (needed, free) = (meta.allocated, self.fs.free_space(folder_of(to)).map_err(create)?);
         let whole = top.is_flat() && meta.allocated >= meta.len;
         // What is shared takes no room, unless all of it is reserved first.
-        match needed > free && (whole || possible != Possible::Sharing) {
-            true => Err(RelocateError::NoSpace { path: to.to_owned(), needed, free }),
-            false => Ok(whole),
+        let needed = if whole || possible != Possible::Sharing { meta.allocated } else { 0 };
+        self.keeps_room(needed, to, control)?;
+        Ok(whole)
+    }
+
+    /// Refuses to take what has to stay free on the volume of the new file.
+    fn keeps_room(&self, needed: u64, to: &Path, control: &RelocateControl) -> Result<(), RelocateError> {
+        let create = |source| RelocateError::Create { path: to.to_owned(), source };
+        let free = self.fs.free_space(folder_of(to)).map_err(create)?;
+        let reserve = control.reserve.load(Relaxed);
+        match needed.saturating_add(reserve) > free {
+            true => Err(RelocateError::NoSpace { path: to.to_owned(), needed, free, reserve }),
+            false => Ok(()),
         }
     }
 
@@ -296,7 +322,7 @@ impl Disk {
             CopyError::Write(source) => RelocateError::Write { path: to.to_owned(), source },
         };
         let old = mirror.old();
-        let (mut at, mut buf) = (0, vec![0; PIECE]);
+        let (mut at, mut buf, mut unlooked) = (0, vec![0; PIECE], 0);
         loop {
             control.total.store(old.len().map_err(read)?, Relaxed);
             // What comes behind is written to both.
@@ -308,8 +334,15 @@ impl Disk {
                     return Err(RelocateError::Cancelled { path: from.to_owned() });
                 }
                 let most = if mirror.may_share() { SHARED_PIECE } else { PIECE as u64 };
-                at += mirror.copy(at, most.min(end - at), &mut buf).map_err(failed)?;
+                let brought = mirror.copy(at, most.min(end - at), &mut buf).map_err(failed)?;
+                at += brought;
                 control.done.store(at, Relaxed);
+                unlooked += brought;
+                if unlooked >= LOOK {
+                    // The rest may be holes.
+                    self.keeps_room(0, to, control)?;
+                    unlooked = 0;
+                }
             }
         }
         mirror.copy_len().map_err(failed)?;

@@ -21,6 +21,7 @@ mod model;
 mod offline_crash;
 mod reflink;
 mod relocate;
+mod relocate_crash;
 mod resize;
 mod resize_crash;
 mod shrink;

@@ -142,6 +142,19 @@ pub struct Plug {
     pub device: Value,
 }
 
+impl Plug {
+    /// The guest sees sectors of so many bytes.
+    pub fn set_sector_size(&mut self, sector: u32) {
+        if sector != 512
+            && let Some(device) = self.device.as_object_mut()
+        {
+            for name in ["logical_block_size", "physical_block_size"] {
+                device.insert(name.into(), sector.into());
+            }
+        }
+    }
+}
+
 /// How to attach a hard disk to a SCSI controller of a guest that runs; `None` for anything else.
 #[must_use]
 pub fn plug(drive: &DriveSpec, paths: &RunPaths) -> Option<Plug> {

@@ -35,6 +35,65 @@ pub enum MoveOutcome {
     },
 }
 
+/// How far the compaction of a disk is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", tag = "stage")]
+pub enum CompactOutcome {
+    /// This worker never heard of it.
+    Unknown,
+    /// It goes on.
+    Running {
+        /// Blocks that are looked at; 0 before that is known.
+        blocks_total: u64,
+        /// Those of them that were.
+        blocks_done: u64,
+        /// Bytes copied so far.
+        bytes_moved: u64,
+    },
+    /// The file is as small as its content allows.
+    Complete {
+        /// Blocks that held nothing and lost their places.
+        dropped_blocks: u64,
+        /// Blocks that moved to the front.
+        moved_blocks: u64,
+        /// Bytes copied for that.
+        bytes_moved: u64,
+        /// Length of the file before.
+        old_len: u64,
+        /// Length of the file now.
+        new_len: u64,
+        /// Bytes of the volume that the file gave back.
+        freed: u64,
+    },
+    /// It was cancelled; what is done stays done, and another one goes on from there.
+    Stopped,
+    /// It failed; the disk reads as before.
+    Failed {
+        /// Why.
+        message: String,
+        /// Whether trying again may help.
+        kind: FailureKind,
+    },
+}
+
+/// What kind of failure ended work on files, for those who decide whether to try again.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum FailureKind {
+    /// Somebody has a file, or other work on the disk goes on.
+    InUse,
+    /// A volume is full.
+    NoSpace,
+    /// A file is not what it should be.
+    Damaged,
+    /// It is against a rule, and will be the next time too.
+    Refused,
+    /// Storage that fails, or anything else that may pass; also what this version does not know.
+    #[default]
+    #[serde(other)]
+    Trouble,
+}
+
 /// One disk of a running machine.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct DiskStatus {

@@ -3,6 +3,7 @@
 use super::{DRAIN, DiskSet, DisksError, open_drive};
 use crate::checkpoint::tops::Tops;
 use crate::control::LayerSwitch;
+use crate::durable;
 use backstay_disk::{RelocateControl, RelocateError};
 use backstay_model::{DriveSlot, DriveSpec};
 use std::io;
@@ -56,7 +57,8 @@ impl DiskSet {
         drive.close()
     }
 
-    /// Moves the top file of a disk. Blocks until it is moved, or stays.
+    /// Moves the top file of a disk. Blocks until it is moved, or stays. Only one of the two files is left then, so that nobody
+    /// takes the old one for the disk, whatever becomes of the volume of the new one.
     ///
     /// # Errors
     /// [`MoveError`]: it stays.
@@ -77,7 +79,12 @@ impl DiskSet {
         if let Err(error) = Tops::conclude(&self.tops, [(slot, now)]) {
             tracing::error!(%slot, %error, "it is not written down in which file the disk continues");
         }
-        moved.map_err(MoveError::Engine)
+        moved.map_err(MoveError::Engine)?;
+        let old = &step[0].from;
+        if let Err(error) = durable::remove(old).and_then(|()| durable::sync_folder_of(old)) {
+            tracing::warn!(%slot, %error, path = %old.display(), "the old file of a disk that was moved stays for now");
+        }
+        Ok(())
     }
 }
 

@@ -48,6 +48,12 @@ impl Owner {
             Request::MoveDisk { slot, to } => self.move_disk(slot, to),
             Request::MoveStatus { to } => Ok(Reply::Move(self.move_status(&to))),
             Request::CancelMove { to } => self.cancel_move(&to),
+            Request::CompactDisk { slot, rate } => self.compact_disk(slot, rate),
+            Request::CompactStatus { slot } => Ok(Reply::Compact(self.compact_status(slot))),
+            Request::CancelCompact => {
+                self.stop_compacting();
+                Ok(Reply::Done)
+            }
             Request::GrowDisk { slot, size } => return self.grow_disk(slot, size, reply),
             Request::Disks => return self.disks(reply),
             Request::DiskMap { slot, top_only, offset, limit } => {

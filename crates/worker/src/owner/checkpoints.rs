@@ -1,5 +1,6 @@
 //! Checkpoints and saves: one at a time, each a job of its own.
 
+use super::compact::has_ended;
 use super::{ActiveJob, Answer, Owner, ReplyTo, refuse};
 use crate::checkpoint::descriptor::read_descriptor;
 use crate::checkpoint::hardware;
@@ -62,7 +63,12 @@ pub(super) struct Asking {
     pub(super) task: JoinHandle<Result<Seen, WorkerError>>,
 }
 
-async fn see(qmp: Qmp, probe: bool) -> Result<Seen, WorkerError> {
+async fn see(
+    qmp: Qmp,
+    probe: bool,
+    compacting: Option<tokio::sync::watch::Receiver<()>>,
+) -> Result<Seen, WorkerError> {
+    has_ended(compacting).await;
     let failed = |error| WorkerError { code: WorkerErrorCode::Failed, message: chain_of(&error) };
     let status = qmp.query_status().await.map_err(failed)?.status;
     let no_background =
@@ -89,8 +95,9 @@ impl Owner {
                          and it is saved as before";
             return drop(reply.send(refuse(words)));
         }
+        let compacting = self.stop_compacting();
         let probe = matches!(wish, Wish::Checkpoint(_)) && !self.record.avoid_background;
-        self.asking = Some(Asking { wish, reply, task: tokio::spawn(see(qmp, probe)) });
+        self.asking = Some(Asking { wish, reply, task: tokio::spawn(see(qmp, probe, compacting)) });
     }
 
     pub(super) async fn asked(&mut self, seen: Result<Seen, WorkerError>) {

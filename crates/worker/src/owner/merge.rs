@@ -1,7 +1,7 @@
 //! Merging a layer into its parent while the guest runs: one at a time, in a thread of the disk engine.
 
 use super::{Answer, Owner, refuse};
-use crate::control::{MergeOutcome, MergeRequest, Reply, WorkerEvent};
+use crate::control::{FailureKind, MergeOutcome, MergeRequest, Reply, WorkerEvent};
 use crate::disks::DisksError;
 use crate::report::chain_of;
 use backstay_disk::{MergeControl, MergeError, Merged};
@@ -43,6 +43,12 @@ impl Owner {
         }
         if self.is_moving() {
             return refuse("a disk is being moved: try again when that is done");
+        }
+        if self.compacts(request.slot) {
+            return refuse(format!(
+                "the disk at {} is being compacted: try again when that is done",
+                request.slot
+            ));
         }
         let disk = match self.disks.disk(request.slot) {
             Ok(disk) => disk,
@@ -91,13 +97,18 @@ impl Owner {
         let outcome = match end {
             Ok(Ok(merged)) => match self.disks.merged(request.slot, &request.upper, &request.lower) {
                 Ok(()) => MergeOutcome::Complete { bytes_moved: merged.bytes_moved },
-                Err(error) => MergeOutcome::Failed { message: chain_of(&error as &dyn std::error::Error) },
+                Err(error) => {
+                    let message = chain_of(&error as &dyn std::error::Error);
+                    MergeOutcome::Failed { message, kind: FailureKind::Trouble }
+                }
             },
             Ok(Err(MergeError::Cancelled { .. } | MergeError::Closed { .. })) => MergeOutcome::Stopped,
-            Ok(Err(error)) => MergeOutcome::Failed { message: chain_of(&error) },
+            Ok(Err(error)) => {
+                MergeOutcome::Failed { message: chain_of(&error), kind: FailureKind::of_merge(&error) }
+            }
             Err(panic) => {
                 let error = DisksError::Failed(panic.to_string());
-                MergeOutcome::Failed { message: error.to_string() }
+                MergeOutcome::Failed { message: error.to_string(), kind: FailureKind::Trouble }
             }
         };
         let MergeRequest { upper, lower, .. } = request;

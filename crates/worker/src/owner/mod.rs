@@ -12,6 +12,7 @@
 
 mod calls;
 mod checkpoints;
+mod compact;
 mod grow;
 mod hardware;
 mod machine;
@@ -27,8 +28,8 @@ use crate::checkpoint::job::Progress;
 use crate::checkpoint::plan::Plan;
 use crate::console::SerialPort;
 use crate::control::{
-    CheckpointOutcome, LaunchRecord, MergeOutcome, MoveOutcome, Reply, WorkerError, WorkerErrorCode,
-    WorkerEvent,
+    CheckpointOutcome, CompactOutcome, LaunchRecord, MergeOutcome, MoveOutcome, Reply, WorkerError,
+    WorkerErrorCode, WorkerEvent,
 };
 use crate::disks::DiskSet;
 use crate::events::Spool;
@@ -39,7 +40,7 @@ use crate::report::chain_of;
 use crate::run_dir::RunDir;
 use crate::server::Call;
 use crate::start::{Machine, StartError, Started};
-use backstay_model::{CheckpointId, VmState};
+use backstay_model::{CheckpointId, DriveSlot, VmState};
 use backstay_qemu::accel::Choice;
 use backstay_qemu::lifecycle::{Lifecycle, RecoveryPolicy};
 use backstay_qemu::process::QemuProcess;
@@ -162,6 +163,9 @@ pub struct Owner {
     moving: Option<relocate::ActiveMove>,
     /// How the last move ended.
     moved: Option<(PathBuf, MoveOutcome)>,
+    compact: Option<compact::ActiveCompact>,
+    /// How the last compaction ended.
+    compacted: Option<(DriveSlot, CompactOutcome)>,
     /// How the last merge ended.
     merged: HashMap<PathBuf, MergeOutcome>,
     terminate: Option<Signal>,
@@ -236,6 +240,8 @@ impl Owner {
             plug: None,
             moving: None,
             moved: None,
+            compact: None,
+            compacted: None,
             merged: HashMap::new(),
             terminate: select::terminate_signal(),
             end: None,
@@ -312,6 +318,7 @@ impl Owner {
         self.end_job().await;
         self.end_merge().await;
         self.end_move().await;
+        self.end_compact().await;
         self.processors.remove().await;
         let disks = Arc::clone(&self.disks);
         let files = disks.files();
@@ -345,6 +352,7 @@ impl Owner {
         self.end_job().await;
         self.end_merge().await;
         self.end_move().await;
+        self.end_compact().await;
         let disks = Arc::clone(&self.disks);
         let _ = tokio::task::spawn_blocking(move || disks.close()).await;
         self.end = Some(End::HandOver);

@@ -7,6 +7,7 @@ use super::{Owner, ReplyTo, refuse};
 use crate::control::{Reply, WorkerError, WorkerErrorCode, WorkerEvent};
 use crate::disks::{DiskSet, DisksError};
 use crate::report::chain_of;
+use backstay_disk::Backend as _;
 use backstay_model::{DriveMedia, DriveSlot, DriveSpec, VmState};
 use backstay_qemu::argv::{Plug, device_id, format_node, plug, protocol_node};
 use backstay_qemu::qmp::{Qmp, QmpError, QmpEvent};
@@ -123,6 +124,9 @@ impl Owner {
         }
         if self.merges(slot) {
             return Err(format!("files of the disk at {slot} are being merged: try again in a moment"));
+        }
+        if self.compacts(slot) {
+            return Err(format!("the disk at {slot} is being compacted: try again when that is done"));
         }
         self.may_plug()
     }
@@ -280,6 +284,8 @@ async fn come(qmp: Qmp, disks: Arc<DiskSet>, drive: DriveSpec, plug: Plug) -> Pl
     let warnings = opened.map_err(PlugError::Failed)?.map_err(PlugError::Disks)?;
     // Of a disk that was here before and whose end was not clean.
     remove_nodes(&qmp, slot).await;
+    let mut plug = plug;
+    plug.set_sector_size(disks.disk(slot).map_or(512, |disk| disk.sector_size()));
     let Plug { nodes: [protocol, format], device } = plug;
     let taken = async {
         qmp.blockdev_add(protocol).await?;

@@ -44,12 +44,19 @@ impl Owner {
                 "a checkpoint is being written, or a disk attached or detached: try again when that is done";
             return refuse(words);
         }
+        if self.compacts(slot) {
+            return refuse(format!("the disk at {slot} is being compacted: try again when that is done"));
+        }
         if let Err(error) = self.disks.disk(slot) {
             return refuse(error.to_string());
         }
         let control = Arc::new(RelocateControl::default());
         let (disks, new, how) = (Arc::clone(&self.disks), to.clone(), Arc::clone(&control));
-        let task = tokio::task::spawn_blocking(move || disks.relocate(slot, &new, &how));
+        let guard = self.guard.options();
+        let task = tokio::task::spawn_blocking(move || {
+            how.keep_free(guard.reserve_beside(&new));
+            disks.relocate(slot, &new, &how)
+        });
         let active = self.moving.insert(ActiveMove { slot, to, control, task });
         Ok(Reply::Move(active.outcome()))
     }

@@ -30,6 +30,7 @@ pub(super) enum Event {
     JobDone(CheckpointOutcome),
     MergeDone(super::merge::MergeEnd),
     MoveDone(super::relocate::MoveEnd),
+    CompactDone(super::compact::CompactEnd),
     /// A disk came or went, or did not.
     Plugged(super::plug::PlugEnd),
     CommandDone(Done),
@@ -77,6 +78,9 @@ impl Owner {
             }
             merged = wait_for(self.merge.as_mut().map(|merge| &mut merge.task)) => Event::MergeDone(merged),
             moved = wait_for(self.moving.as_mut().map(|moving| &mut moving.task)) => Event::MoveDone(moved),
+            compacted = wait_for(self.compact.as_mut().map(|compact| &mut compact.task)) => {
+                Event::CompactDone(compacted)
+            }
             plugged = wait_for(self.plug.as_mut().map(|plug| &mut plug.task)) => {
                 Event::Plugged(super::plug::ended(plugged))
             }
@@ -108,6 +112,7 @@ impl Owner {
             Event::JobDone(outcome) => self.job_done(outcome).await,
             Event::MergeDone(end) => self.merge_done(end),
             Event::MoveDone(end) => self.move_done(end),
+            Event::CompactDone(end) => self.compact_done(end),
             Event::Plugged(end) => self.plugged(end),
             Event::CommandDone(done) => self.command_done(done).await,
             Event::Reconnected(qmp) => self.reconnected(qmp).await,

@@ -2,18 +2,24 @@
 
 use crate::confirm::confirm;
 use crate::context::Context;
+use crate::exit::Fail;
 use crate::output;
-use crate::tasks::{self, ChangeArgs};
+use crate::tasks::{self, ChangeArgs, Waited};
 use backstay_api::{CheckpointDelete, CheckpointDeleted, CheckpointMerge, Client, MergeResult, Task};
 use backstay_model::ByteSize;
 use clap::Args;
+use std::time::Duration;
+
+/// How long a merge may wait for something else before this command does not.
+const STUCK: Duration = Duration::from_secs(5);
 
 /// Arguments.
 #[derive(Debug, Args)]
 #[command(
     long_about = "Delete a checkpoint. Now and the other checkpoints stay as they are: what hung below it hangs below \
                   its parent. Its memory goes at once; its disks' files are merged into their neighbours while the \
-                  machine runs, and then their space is free again. Waiting shows the merge; it goes on without.",
+                  machine runs, and then their space is free again. Waiting shows the merge; it goes on without. \
+                  Where it cannot go on until something changes, the command says why and ends with 7.",
     after_long_help = "Examples:\n  backstay checkpoint delete web 'before the upgrade' --dry-run\n  \
                        backstay checkpoint delete web 'before the upgrade' --yes\n  \
                        backstay checkpoint delete web base --subtree --rate 50M --yes"
@@ -94,7 +100,16 @@ fn told(task: &Task) -> String {
 
 /// Waits for the merge that a deletion began.
 async fn follow(context: &Context, client: &Client, merge: Task, how: &ChangeArgs) -> anyhow::Result<()> {
-    let merged = tasks::wait(context, client, merge, how.timeout).await?;
+    let id = merge.id;
+    let merged = match tasks::wait_while_working(context, client, merge, how.timeout, STUCK).await? {
+        Waited::Ended(merged) => *merged,
+        Waited::Stuck(reason) => {
+            return Err(Fail::degraded(format!(
+                "the checkpoint is deleted, and its files are merged when they can be: {reason}. It is tried again by itself: \
+                 `backstay task wait {id}` goes on waiting, `backstay checkpoint list` shows what is left"
+            )));
+        }
+    };
     for warning in &merged.warnings {
         context.warn(warning);
     }

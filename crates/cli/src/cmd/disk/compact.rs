@@ -3,10 +3,12 @@
 use super::files::options;
 use super::in_use;
 use super::interrupt::cancellable;
-use crate::context::Context;
+use crate::context::{Context, absolute};
 use crate::exit::Fail;
 use crate::output;
 use crate::progress::Progress;
+use crate::tasks::{self, ChangeArgs};
+use backstay_api::{DiskCompact, DiskCompacted, Task};
 use backstay_disk::fs::HostFs;
 use backstay_disk::{CompactError, Dropping, MergeControl, compact_offline, plan_compact};
 use backstay_model::ByteSize;
@@ -20,8 +22,8 @@ use std::time::Duration;
 #[command(
     long_about = "Make the file of a dynamic or differencing disk as small as its content allows: blocks that hold only zeros are \
                   dropped, the last blocks move to the front, and the file is cut. In a differencing disk a block goes only where \
-                  the parent has zeros too, or, in a VHDX, where zeros can be told without a block. For files that no virtual \
-                  machine uses. What a file system has deleted is not zero: trim it in the machine first (`fstrim`, or \
+                  the parent has zeros too, or, in a VHDX, where zeros can be told without a block. A disk that a \
+                  running machine writes to is compacted by that machine's worker while the guest goes on. What a file system has deleted is not zero: trim it in the machine first (`fstrim`, or \
                   `Optimize-Volume -ReTrim`), or have it read here with --free-space. Ctrl-C, kill and power loss leave a \
                   disk that reads as before; doing it again goes on from there.\n\n\
                   --free-space also drops blocks that are free in an ext2/3/4, NTFS or FAT file system on the disk or in its \
@@ -32,7 +34,7 @@ use std::time::Duration;
                        backstay disk compact web.avhdx --rate 50M"
 )]
 pub struct CompactArgs {
-    /// The disk; nobody may have it open
+    /// The disk
     #[arg(value_hint = ValueHint::FilePath)]
     path: PathBuf,
     /// Also drop what is free in the ext, NTFS and FAT file systems on the disk
@@ -44,6 +46,9 @@ pub struct CompactArgs {
     /// Print what would be done, and do nothing
     #[arg(long)]
     dry_run: bool,
+    /// Where a running machine writes to the disk: do not wait, print the task's id
+    #[arg(long, conflicts_with = "dry_run")]
+    no_wait: bool,
 }
 
 /// Runs it.
@@ -55,8 +60,10 @@ pub fn run(context: &Context, args: &CompactArgs) -> anyhow::Result<()> {
         in_use::refuse_frozen(context, &args.path, cure)?;
     }
     if args.dry_run {
-        let plan = plan_compact(&host, &args.path, &options(true), dropping).map_err(refused)?;
-        return output::print(&plan.to_string());
+        return match plan_compact(&host, &args.path, &options(true), dropping).map_err(refused) {
+            Ok(plan) => output::print(&plan.to_string()),
+            Err(error) => by_machine(context, args, error),
+        };
     }
     let control = MergeControl::new();
     control.set_rate(args.rate.map(|ByteSize(bytes)| bytes));
@@ -78,11 +85,49 @@ pub fn run(context: &Context, args: &CompactArgs) -> anyhow::Result<()> {
         })
     });
     let Ok(compacted) = compacted else { anyhow::bail!("compacting {} failed", args.path.display()) };
-    let done = compacted.map_err(refused)?;
+    let done = match compacted.map_err(refused) {
+        Ok(done) => done,
+        Err(error) => return by_machine(context, args, error),
+    };
     for volume in &done.volumes {
         context.note(volume.to_string());
     }
-    context.note(format!(
+    context.note(told(&DiskCompacted {
+        path: done.path,
+        dropped_blocks: done.dropped_blocks,
+        moved_blocks: done.moved_blocks,
+        bytes_moved: done.bytes_moved,
+        old_len: done.old_len,
+        new_len: done.new_len,
+        freed: done.freed,
+    }));
+    Ok(())
+}
+
+/// Has the machine that writes to the disk do it, if that is why it cannot be done here.
+fn by_machine(context: &Context, args: &CompactArgs, refused: anyhow::Error) -> anyhow::Result<()> {
+    in_use::from_daemon(context, refused, async {
+        if args.free_space {
+            return Err(Fail::conflict(format!(
+                "a running machine writes to {}, so what is free in its file systems only that machine knows: run `fstrim -av` or \
+                 `Optimize-Volume -ReTrim` in it, and leave --free-space out",
+                args.path.display()
+            )));
+        }
+        let client = context.client()?;
+        let body = DiskCompact { path: absolute(&args.path)?, rate: args.rate.map(|ByteSize(bytes)| bytes) };
+        let change = ChangeArgs { dry_run: args.dry_run, no_wait: args.no_wait, timeout: None };
+        let outcome = client.compact_disk(&body, &change.options()).await?;
+        let done = |task: &Task| {
+            let result = task.result.clone().and_then(|result| serde_json::from_value(result).ok());
+            result.as_ref().map_or_else(|| format!("{} is compacted", body.path.display()), told)
+        };
+        tasks::finish(context, &client, outcome, &change, done).await.map(drop)
+    })
+}
+
+fn told(done: &DiskCompacted) -> String {
+    format!(
         "{} has {} now, it had {}: {} blocks dropped, {} moved, {} given back",
         done.path.display(),
         output::size(done.new_len),
@@ -90,8 +135,7 @@ pub fn run(context: &Context, args: &CompactArgs) -> anyhow::Result<()> {
         done.dropped_blocks,
         done.moved_blocks,
         output::size(done.freed)
-    ));
-    Ok(())
+    )
 }
 
 /// What the state of the file does not allow exits with 5; an interruption with 130.

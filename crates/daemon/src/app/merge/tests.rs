@@ -192,3 +192,60 @@ async fn a_child_that_cannot_be_read_does_not_lose_its_place() {
     let meta = crate::inventory::read_config(&file).unwrap().checkpoint_meta().unwrap();
     assert_eq!(meta.parent, Some(one));
 }
+
+/// Such a disk may lie where nobody looks for it: it is seen as soon as the machine that got it is known, and not before.
+#[tokio::test]
+async fn nothing_is_merged_or_deleted_while_somebody_gets_a_disk() {
+    let fixture = Fixture::new();
+    fixture.machine("web").await;
+    fixture.checkpoint("web", "one").await;
+    fixture.write("web", 10, 2);
+    let layer = web(&fixture).disks()[0].1.clone();
+    let attaching = fixture.app.attaching.lock().await;
+    let merge = fixture.delete("web", "one", CheckpointDelete::default()).await.unwrap();
+    let ended = fixture.app.tasks.wait(merge, u64::MAX, Duration::from_millis(700)).await.unwrap();
+    assert!(!ended.state.is_final() && layer.exists(), "{ended:?}");
+    drop(attaching);
+    let ended = fixture.app.tasks.wait(merge, u64::MAX, Duration::from_secs(60)).await.unwrap();
+    assert!(ended.state == TaskState::Succeeded && !layer.exists(), "{ended:?}");
+}
+
+/// A machine gets no disk that is made on a file whose content changes under it.
+#[tokio::test]
+async fn a_disk_made_on_what_is_being_merged_waits() {
+    let fixture = Fixture::new();
+    fixture.machine("web").await;
+    fixture.checkpoint("web", "one").await;
+    let machine = web(&fixture);
+    let (upper, lower) =
+        (machine.disks()[0].1.clone(), machine.checkpoints.find("one")[0].disks[0].file.clone());
+    let child = fixture.path("child.vhdx");
+    crate::disks::create_child(&lower, &child).unwrap();
+    let mut config = (*machine.config).clone();
+    config.set_merging(Some(&Merging { upper, lower })).unwrap();
+    fixture.app.inventory.save(&machine, config).await.unwrap();
+    let create = || {
+        let body = Fixture::request("other", Some(child.clone()));
+        let dry_run = crate::app::Call { dry_run: true, ..call() };
+        let app = Arc::clone(&fixture.app);
+        async move { crate::app::create_vm(&app, body, &dry_run).await }
+    };
+    fixture.app.inventory.set_state(machine.id, VmState::Running, None);
+    let refused = create().await.unwrap_err();
+    assert_eq!(refused.code(), ProblemCode::InUse);
+    assert!(refused.full_message().contains("is being merged"), "{}", refused.full_message());
+    // Nobody merges: whoever goes on with it finds the child first.
+    fixture.app.inventory.set_state(machine.id, VmState::Off, None);
+    create().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_merge_that_is_against_a_rule_is_not_begun_again_by_what_others_do() {
+    let fixture = Fixture::new();
+    let machine = fixture.machine("web").await;
+    assert!(!fixture.app.mergers.is_refused(&machine));
+    fixture.app.mergers.refused().insert(machine.id, machine.generation);
+    assert!(fixture.app.mergers.is_refused(&machine));
+    let saved = fixture.app.inventory.save(&machine, (*machine.config).clone()).await.unwrap();
+    assert!(!fixture.app.mergers.is_refused(&saved), "something was changed");
+}
