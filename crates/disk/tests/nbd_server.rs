@@ -454,6 +454,10 @@ fn a_renewed_export_ends_its_connections_and_takes_new_ones() {
     rig.ram.gate.wait_for(1);
     thread::scope(|scope| {
         let renewing = scope.spawn(|| rig.server.renew("disk", LONG).unwrap());
+        // Whoever comes before the renewal has begun would be ended with the others.
+        while old.stream.write(&[]).is_ok() {
+            thread::yield_now();
+        }
         // It comes back while the former connection still ends, and stays.
         let mut new = rig.client();
         rig.ram.gate.open();
